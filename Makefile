@@ -1,0 +1,82 @@
+# `make demo` and `make test` are complete on a fresh machine: they create .venv, install what
+# constraints.txt pins, build the kernels and run. A second run starts at once.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install -c constraints.txt
+CPP_SOURCES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+NATIVE_SOURCES := setup.py CMakeLists.txt $(shell find csrc -type f)
+
+# Stamps: what a file of this name says is done, is done.
+TOOLS := $(VENV)/.tools
+INSTALLED := $(VENV)/.installed
+LINTERS := $(VENV)/.linters
+
+.PHONY: help demo test lint lint-python lint-types lint-cpp lint-results format bench tables clean
+
+help: ## what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# The build runs without isolation, so that it sees the pinned torch and fetches no other.
+$(TOOLS): constraints.txt pyproject.toml | $(BIN)/python
+	$(PIP) torch setuptools cmake ninja
+	touch $@
+
+$(INSTALLED): $(TOOLS) $(NATIVE_SOURCES)
+	$(PIP) --no-build-isolation -e '.[demo,test]'
+	touch $@
+
+$(LINTERS): $(TOOLS)
+	$(PIP) ruff clang-format 'pyright[nodejs]' pre-commit
+	touch $@
+
+demo: $(INSTALLED) ## prune ResNet-20 on handwritten digits to 2% density, train and compare
+	$(BIN)/python examples/demo.py
+
+test: $(INSTALLED) ## every test
+	$(BIN)/python -m pytest
+
+lint: lint-python lint-types lint-cpp lint-results ## every check that needs no run
+
+lint-python: $(LINTERS)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+lint-types: $(INSTALLED) $(LINTERS)
+	$(BIN)/pyright --pythonpath $(BIN)/python pxfast
+
+lint-cpp: $(LINTERS)
+	$(BIN)/clang-format --dry-run -Werror $(CPP_SOURCES)
+
+lint-results: $(TOOLS)
+	$(BIN)/python bench/tables.py --check
+
+format: $(LINTERS) ## format Python and C++
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP_SOURCES)
+
+bench: $(INSTALLED) ## measure everything again (about an hour) and rewrite the tables
+	$(BIN)/python bench/run.py score --model resnet20
+	$(BIN)/python bench/run.py score --model vgg16
+	$(BIN)/python bench/run.py prune --model resnet20
+	$(BIN)/python bench/run.py official-noise
+	$(BIN)/python bench/run.py quality
+	$(MAKE) tables
+
+tables: $(TOOLS) ## write the tables of README.md and docs/results.md from bench/results
+	$(BIN)/python bench/tables.py
+
+clean: ## remove everything that make has made, .venv included
+	rm -rf $(VENV) build dist demo-output *.egg-info pxfast/*.so
+	rm -rf .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
