@@ -36,10 +36,12 @@ def seeded(model: Callable[[], nn.Module], seed: int) -> nn.Module:
         torch.manual_seed(seed)
         network = model().eval()
         for module in network.modules():
+            if isinstance(module, nn.Linear | _ConvNd) and module.bias is not None:
+                module.bias.uniform_(-0.1, 0.3)  # mostly positive: few dead units
             if isinstance(module, NORMS) and module.weight is not None:
                 module.weight.uniform_(0.5, 1.5)
                 module.weight.mul_(torch.randint(0, 2, module.weight.shape) * 2 - 1)
-                module.bias.normal_()
+                module.bias.uniform_(-0.2, 1.0)
             if isinstance(module, _NormBase) and module.track_running_stats:
                 module.running_mean.normal_()
                 module.running_var.uniform_(0.5, 2.0)
@@ -118,10 +120,10 @@ def batchnorm(seed: int = 0, channels: int = 2, track_running_stats: bool = True
     """BatchNorm after convolutions and a linear layer, average pooling; for [N, 1, 4, 4]."""
     return seeded(
         lambda: nn.Sequential(
-            nn.Conv2d(1, channels, 3, padding=1, bias=False),
+            nn.Conv2d(1, channels, 2, bias=False),
             nn.BatchNorm2d(channels, track_running_stats=track_running_stats),
             nn.ReLU(),
-            nn.Conv2d(channels, channels, 3, bias=True),
+            nn.Conv2d(channels, channels, 2, bias=True),
             nn.BatchNorm2d(channels, track_running_stats=track_running_stats),
             nn.ReLU(),
             nn.AvgPool2d(2),
@@ -135,12 +137,12 @@ def batchnorm(seed: int = 0, channels: int = 2, track_running_stats: bool = True
     )
 
 
-def maxpool(seed: int = 0, channels: int = 2, bias: bool = True) -> nn.Module:
+def maxpool(seed: int = 0, channels: int = 3, bias: bool = True) -> nn.Module:
     """Overlapping, padded and plain max-pooling around a convolution; for [N, 1, 5, 5]."""
     return seeded(
         lambda: nn.Sequential(
             nn.Conv2d(1, channels, 2, bias=bias),
-            nn.MaxPool2d(3, stride=1, padding=1),
+            nn.MaxPool2d(2, stride=1, padding=1),
             nn.Conv2d(channels, channels, 1, bias=bias),
             nn.ReLU(),
             nn.MaxPool2d(2),
