@@ -1,0 +1,28 @@
+"""pxfast: Path eXclusion scores and pruning masks, fast and exact.
+
+scores = pxfast.score(model, data)                # S/R per weight
+masks = scores.masks(density=0.02)                # one shot
+masks = pxfast.prune(model, data, density=0.02)   # 100 rounds, as the paper does
+"""
+
+from pxfast import errors, models, ops
+from pxfast.data import balanced_subset
+from pxfast.paths.registry import rule
+from pxfast.pruning import prune
+from pxfast.scoring import score
+from pxfast.selection.masks import Masks
+from pxfast.selection.scores import Scores
+from pxfast._version import __version__
+
+__all__ = [
+    "Masks",
+    "Scores",
+    "__version__",
+    "balanced_subset",
+    "errors",
+    "models",
+    "ops",
+    "prune",
+    "rule",
+    "score",
+]

@@ -1,0 +1,133 @@
+"""How data reaches the model: loaders, tensors, (x, y) tuples, dictionaries.
+
+A tensor, a tuple or a dictionary is one batch; a list or any other iterable is a sequence of batches. Inside a batch
+the inputs come first; labels are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from pxfast.errors import DataError
+
+LABELS = ("labels", "label", "target", "targets", "y")
+
+
+class Batch(NamedTuple):
+    """The arguments of one call of the model."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def size(self) -> int:
+        """Number of samples: the first dimension of the inputs."""
+        return inputs(self)[0].shape[0]
+
+    def samples(self, start: int, stop: int) -> Batch:
+        """Some of the samples; tensors of another first dimension are passed on whole."""
+        size = self.size
+
+        def cut(tensor: Tensor) -> Tensor:
+            return (
+                tensor[start:stop]
+                if tensor.dim() and tensor.shape[0] == size
+                else tensor
+            )
+
+        return Batch(*tree_map_only(Tensor, cut, (self.args, self.kwargs)))
+
+
+def inputs(batch: Batch) -> list[Tensor]:
+    """The floating-point tensors of a batch, where paths start."""
+    return [leaf for leaf in tree_leaves((batch.args, batch.kwargs)) if _floating(leaf)]
+
+
+def _floating(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+
+
+def batches(data: Any) -> Iterator[Batch]:
+    """The batches of anything that `pxfast.score` takes as data.
+
+    Raises:
+        DataError: no batches, a batch without floating-point tensors, an empty batch.
+    """
+    count = 0
+    for count, item in enumerate(_sequence(data), start=1):
+        batch = _as_batch(item)
+        tensors = inputs(batch)
+        if not tensors:
+            raise DataError(
+                f"data: batch {count} holds no floating-point tensor; expected images (or other real-valued inputs) "
+                f"first, got {type(item).__name__}"
+            )
+        if tensors[0].dim() == 0 or tensors[0].shape[0] == 0:
+            raise DataError(
+                f"data: batch {count} is empty (its first input has shape {list(tensors[0].shape)})"
+            )
+        yield batch
+    if count == 0:
+        raise DataError("data: there are no batches in it; expected at least one")
+
+
+def _sequence(data: Any) -> Any:
+    if isinstance(data, (Tensor, tuple, Mapping)):
+        return [data]
+    if isinstance(data, (str, bytes)) or not hasattr(data, "__iter__"):
+        raise DataError(
+            f"data: expected a tensor, an (inputs, labels) tuple, a dictionary or an iterable of such batches, got "
+            f"{type(data).__name__}"
+        )
+    return data
+
+
+def _as_batch(item: Any) -> Batch:
+    if isinstance(item, Tensor):
+        return Batch((item,), {})
+    if isinstance(item, Mapping):
+        return Batch(
+            (), {str(key): value for key, value in item.items() if key not in LABELS}
+        )
+    if isinstance(item, (tuple, list)) and item:
+        first = item[0]
+        if isinstance(first, Mapping):
+            return _as_batch(first)
+        return Batch(tuple(first) if isinstance(first, (tuple, list)) else (first,), {})
+    raise DataError(
+        f"data: a batch must be a tensor, an (inputs, labels) pair or a dictionary, got {type(item).__name__}"
+    )
+
+
+def check_finite(batch: Batch, number: int) -> None:
+    """Refuse NaN and infinity, naming the batch."""
+    for tensor in inputs(batch):
+        if not bool(torch.isfinite(tensor).all()):
+            raise DataError(f"data: batch {number} holds NaN or infinity in its inputs")
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Move a batch to the model's device (asynchronously where the loader has pinned it)."""
+    return Batch(
+        *tree_map_only(
+            Tensor,
+            lambda t: t.to(device, non_blocking=True),
+            (batch.args, batch.kwargs),
+        )
+    )
+
+
+def cannot_run(
+    model: nn.Module, batch: Batch, number: int, error: Exception
+) -> DataError:
+    """The error for a batch that the model's forward refuses."""
+    shapes = [list(tensor.shape) for tensor in inputs(batch)]
+    return DataError(
+        f"{type(model).__name__} could not be scored on batch {number} (inputs of shape {shapes}): "
+        f"{type(error).__name__}: {error}"
+    )

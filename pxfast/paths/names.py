@@ -1,0 +1,55 @@
+"""Names of weights: the module attribute, wherever a parametrisation or torch.nn.utils.prune keeps the tensor."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+
+def named_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters under their canonical names, in the model's parameter order; tied parameters once."""
+    seen: set[int] = set()
+    for prefix, module in model.named_modules(remove_duplicate=True):
+        for attribute, parameter in module._parameters.items():
+            if parameter is not None and id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield canonical_name(prefix, module, attribute), parameter
+
+
+def canonical_name(prefix: str, module: nn.Module, attribute: str) -> str:
+    """``layer.weight`` for ``layer.weight``, ``layer.weight_orig`` and ``layer.parametrizations.weight.original``."""
+    if isinstance(module, parametrize.ParametrizationList):
+        owner, _, name = prefix.rpartition("parametrizations.")
+        return owner + name
+    name = attribute.removesuffix("_orig")
+    if name != attribute and f"{name}_mask" in module._buffers:
+        attribute = name
+    elif (
+        attribute.endswith(("_v", "_g")) and f"{attribute[:-2]}_v" in module._parameters
+    ):
+        attribute = (
+            attribute[:-2] if f"{attribute[:-2]}_g" in module._parameters else attribute
+        )
+    return f"{prefix}.{attribute}" if prefix else attribute
+
+
+def running_module(model: nn.Module) -> str:
+    """Name and class of the innermost module of ``model`` whose forward is on the Python stack."""
+    names = {id(module): name for name, module in model.named_modules()}
+    frame = inspect.currentframe()
+    while frame is not None:
+        module = frame.f_locals.get("self")
+        if isinstance(module, nn.Module) and id(module) in names:
+            name = names[id(module)] or "the model's own forward"
+            return f"{name} ({type(module).__name__})"
+        frame = frame.f_back
+    return "the model's forward"
+
+
+def attribute_of(model: nn.Module, name: str) -> Tensor:
+    """The tensor that ``name`` stands for now, as the module's attribute gives it."""
+    owner, _, attribute = name.rpartition(".")
+    return getattr(model.get_submodule(owner), attribute)

@@ -1,0 +1,136 @@
+"""Network: which of the auxiliary networks of SPEC h, g or J a pass computes, and the arithmetic rules share.
+
+================  ===========================  ==============================  =================
+network           squared gates of the data    weights enter as                input path sum
+================  ===========================  ==============================  =================
+h  (activation)   yes                          their mask M                    x²
+g  (kernel)       no: every gate is open       θ²·M                            1
+J  (joint)        yes                          θ²·M                            x²
+================  ===========================  ==============================  =================
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from pxfast.paths.pathsum import PathSum
+
+if TYPE_CHECKING:
+    from pxfast.paths.tensor import PathTensor
+    from pxfast.paths.weights import Weights
+
+
+class NeedsValuesError(Exception):
+    """The model's forward looked at values in a pass that was run on shapes alone; the pass is run again with them."""
+
+
+@dataclass
+class Network:
+    """One pass over the model.
+
+    Attributes:
+        weights: the model's weights, their masks and the score buffers.
+        gates: multiply path sums by the squared gates of the data (h, J).
+        squares: weights enter as θ²·M (g, J), otherwise as M (h).
+        values: compute the model's values. Without them the forward runs on the meta device (shapes alone).
+        differentiate: record the path arithmetic for the backward that accumulates scores.
+        batchnorm: whether BatchNorm normalises with its running statistics or the batch's.
+        device: where path sums live.
+        dtype: of path sums, float32 or float64.
+        autocast: dtype of the forward's values under autocast, or None.
+        bytes: what the PathTensors made so far would hold, an upper bound of the pass's activation memory.
+        anchor: requires grad, so that the backward also reaches the first layer, whose input needs none.
+    """
+
+    weights: Weights
+    gates: bool
+    squares: bool
+    values: bool
+    differentiate: bool
+    batchnorm: Literal["running", "data"]
+    device: torch.device
+    dtype: torch.dtype
+    autocast: torch.dtype | None = None
+    bytes: int = 0
+    anchor: Tensor = field(default_factory=lambda: torch.zeros((), requires_grad=True))
+
+    # ---- for rules -------------------------------------------------------------------------------------------
+
+    def value(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call the torch function on the values of its arguments, as the true (masked) network does."""
+        from pxfast.paths.tensor import PathTensor
+
+        args, kwargs = tree_map_only(
+            PathTensor, lambda tensor: tensor.value, (args, kwargs)
+        )
+        with torch.no_grad():
+            if not self.values:
+                args, kwargs = tree_map_only(Tensor, _to_meta, (args, kwargs))
+                return func(*args, **kwargs)
+            if self.autocast is None:
+                return func(*args, **kwargs)
+            with torch.autocast(self.device.type, self.autocast):
+                return func(*args, **kwargs)
+
+    def tensor(self, value: Any, path: PathSum | None) -> Any:
+        """Pair a value with its path sum."""
+        from pxfast.paths.tensor import PathTensor
+
+        self.bytes += value.nbytes + (path.mantissa.nbytes if path is not None else 0)
+        return PathTensor(value, path, self.device)
+
+    def gated(
+        self, x: PathTensor, squared_gate: Callable[[], Tensor]
+    ) -> PathSum | None:
+        """The path of ``x`` times the squared gate where the data's gates count; gates are open otherwise.
+
+        ``squared_gate`` is called only where it is needed; its result broadcasts to the value's shape.
+        """
+        if x.path is None or not self.gates:
+            return x.path
+        return x.path.times(self.like_path(squared_gate()))
+
+    def scaled(
+        self, path: PathSum | None, squared_factor: Callable[[], Tensor | float]
+    ) -> PathSum | None:
+        """The path times a squared constant or learned scale where weights count as θ² (g, J); times 1 in h."""
+        if path is None or not self.squares:
+            return path
+        factor = squared_factor()
+        return path.times(
+            self.like_path(factor) if isinstance(factor, Tensor) else factor
+        )
+
+    def like_path(self, factor: Tensor) -> Tensor:
+        """A factor moved to where this pass keeps its path sums (the meta device if it runs on shapes alone)."""
+        dtype = (
+            factor.dtype if factor.dtype is torch.bool else self.dtype
+        )  # an open-or-closed gate stays one byte
+        return factor.detach().to(dtype=dtype, device=self.path_device)
+
+    @property
+    def path_device(self) -> torch.device:
+        """The device of mantissas: meta where the path sums themselves are not wanted, only their structure."""
+        return self.device if self.values or self.squares else torch.device("meta")
+
+    # ---- for the interpreter ---------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def path_arithmetic(self) -> Iterator[None]:
+        """Gradient mode and precision of path sums, whatever the model's forward has set for its values."""
+        with (
+            torch.set_grad_enabled(self.differentiate),
+            torch.autocast(self.device.type, enabled=False),
+        ):
+            yield
+
+
+def _to_meta(tensor: Tensor) -> Tensor:
+    return tensor if tensor.is_meta else tensor.detach().to("meta")

@@ -1,0 +1,248 @@
+"""The passes over a model that make scores.
+
+px:        s_k = Σ_n h_k(x_n) over the data, then R = Σ_k s_k g_k and its backward at batch 1.
+px-joint:  J over the data, forward and backward.
+
+Where s_k is the same for every k, the data cancels from S/R. That is proved from the structure of h alone, computed
+on shapes: its output is constant along every dimension but the samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from pxfast.batches import Batch, cannot_run, check_finite, to_device
+from pxfast.errors import PxfastError, RangeError
+from pxfast.paths import rules  # noqa: F401 - registers the rules
+from pxfast.paths.network import NeedsValuesError, Network
+from pxfast.paths.outputs import Select, output_paths
+from pxfast.paths.pathsum import PathSum, aligned, shifted, total
+from pxfast.paths.tensor import Interpreter
+from pxfast.paths.weights import Weights
+
+End = tuple[PathSum, tuple[int, ...]]  # the path sum of an output, and its full shape
+
+
+@dataclass
+class Passes:
+    """A model, its weights and the options that all passes share."""
+
+    model: nn.Module
+    weights: Weights
+    device: torch.device
+    dtype: torch.dtype
+    batchnorm: Literal["running", "data"] = "running"
+    output: Select = None
+    autocast: torch.dtype | None = None
+    max_memory: int | None = None
+    samples: int = field(default=0, init=False)
+
+    # ---- px --------------------------------------------------------------------------------------------------
+
+    def data_cancels(self, batch: Batch) -> bool:
+        """Whether s_k is the same for every k, whatever the data: proved on shapes alone."""
+        network = self._network(gates=True, squares=False, values=False)
+        try:
+            ends = self._run(network, batch.samples(0, 1), _square, number=1)
+        except NeedsValuesError:
+            return False
+        return len(ends) == 1 and all(
+            size == 1 for size in ends[0][0].mantissa.shape[1:]
+        )
+
+    def activation(self, data: Iterable[Batch]) -> list[PathSum]:
+        """s = Σ_n h(x_n), one path sum of shape [1, …] per output."""
+        sums: list[PathSum] = []
+        for number, batch in enumerate(data, start=1):
+            batch = self._prepare(batch, number)
+            for part in self._micro_batches(batch, gates=True, squares=False):
+                network = self._network(gates=True, squares=False, values=True)
+                ends = self._run(network, part, _square, number)
+                new = [_over_samples(end) for end in ends]
+                sums = (
+                    [total(pair) for pair in zip(sums, new, strict=True)]
+                    if sums
+                    else new
+                )
+        return sums
+
+    def kernel(self, batch: Batch, cotangents: list[PathSum] | None) -> float:
+        """Forward and backward of R = Σ_k s_k g_k at batch 1; scores accumulate in the weights' buffers.
+
+        Args:
+            batch: any batch: its shapes are used, and one sample where the forward looks at values.
+            cotangents: s per output, or None where it is the same everywhere.
+
+        Returns:
+            log2 of R. The buffers hold S/R.
+        """
+        one = batch.samples(0, 1)
+        try:
+            ends = self._run(
+                self._network(gates=False, squares=True, values=False),
+                one,
+                _ones,
+                number=1,
+            )
+        except NeedsValuesError:
+            self.weights.forget()
+            ends = self._run(
+                self._network(gates=False, squares=True, values=True),
+                one,
+                _ones,
+                number=1,
+            )
+        terms = [
+            _inner(end, s)
+            for end, s in zip(ends, cotangents or [None] * len(ends), strict=True)
+        ]
+        exponent, mantissas = aligned(terms)
+        result = torch.stack(mantissas).sum()
+        log2 = self._checked(result, exponent)
+        (result / result.detach()).backward()
+        return log2
+
+    # ---- px-joint --------------------------------------------------------------------------------------------
+
+    def joint(self, data: Iterable[Batch]) -> float:
+        """Forward and backward of J over the data; returns log2 of J, with S/J in the buffers."""
+        exponent: Tensor | None = None
+        summed: Tensor | None = None
+        for number, batch in enumerate(data, start=1):
+            batch = self._prepare(batch, number)
+            for part in self._micro_batches(batch, gates=True, squares=True):
+                network = self._network(gates=True, squares=True, values=True)
+                ends = self._run(network, part, _square, number)
+                new_exponent, mantissas = aligned([_inner(end, None) for end in ends])
+                value = torch.stack(mantissas).sum()
+                if exponent is None or summed is None:
+                    exponent, summed = new_exponent, torch.zeros_like(value)
+                top = torch.maximum(exponent, new_exponent)
+                if int(top) != int(exponent):
+                    self.weights.rescale(
+                        lambda buffer, by=exponent - top: shifted(buffer, by)
+                    )
+                    summed = shifted(summed, exponent - top)
+                scaled = shifted(value, new_exponent - top)
+                scaled.backward()
+                summed, exponent = summed + scaled.detach(), top
+        if summed is None or exponent is None:
+            raise PxfastError("data: there are no batches in it; expected at least one")
+        log2 = self._checked(summed, exponent)
+        self.weights.rescale(lambda buffer: buffer / summed)
+        return log2
+
+    # ---- shared ----------------------------------------------------------------------------------------------
+
+    def _network(self, *, gates: bool, squares: bool, values: bool) -> Network:
+        return Network(
+            self.weights,
+            gates,
+            squares,
+            values,
+            squares,
+            self.batchnorm,
+            self.device,
+            self.dtype,
+            self.autocast,
+        )
+
+    def _run(
+        self,
+        network: Network,
+        batch: Batch,
+        start: Callable[[Tensor], Tensor],
+        number: int,
+    ) -> list[End]:
+        """The model's own forward on path tensors, and the path sums of its outputs."""
+
+        def enter(x: Tensor) -> Any:
+            if not x.is_floating_point():
+                return x
+            path = PathSum(
+                start(x.detach().to(dtype=self.dtype, device=network.path_device))
+            ).normalised()
+            return network.tensor(
+                x.detach().clone() if network.values else x.to("meta"), path
+            )
+
+        args, kwargs = tree_map_only(Tensor, enter, (batch.args, batch.kwargs))
+        try:
+            with torch.no_grad(), Interpreter(network):
+                result = self.model(*args, **kwargs)
+        except (PxfastError, NeedsValuesError):
+            raise
+        except Exception as error:
+            raise cannot_run(self.model, batch, number, error) from error
+        return output_paths(result, batch.size, self.output)
+
+    def _prepare(self, batch: Batch, number: int) -> Batch:
+        batch = to_device(batch, self.device)
+        check_finite(batch, number)
+        self.samples += batch.size
+        return batch
+
+    def _micro_batches(
+        self, batch: Batch, *, gates: bool, squares: bool
+    ) -> Iterator[Batch]:
+        """Parts of a batch that fit ``max_memory``, judged by what one sample takes."""
+        size = batch.size
+        if self.max_memory is None or size == 1 or self.batchnorm == "data":
+            yield batch
+            return
+        network = self._network(gates=gates, squares=squares, values=True)
+        with torch.no_grad():
+            network.differentiate = False
+            self._run(network, batch.samples(0, 1), _square, number=1)
+        step = max(1, self.max_memory // max(1, network.bytes))
+        for begin in range(0, size, step):
+            yield batch.samples(begin, min(size, begin + step))
+
+    def _checked(self, result: Tensor, exponent: Tensor) -> float:
+        """log2 of R; an error where it is 0 or not finite."""
+        mantissa = float(result.detach())
+        if not math.isfinite(mantissa):
+            raise RangeError(
+                "path sums overflowed: R is not finite. A single weight or input is too large for "
+                f"{self.dtype} once squared; rescale the network or score it in float64 (model.double())."
+            )
+        if mantissa <= 0:
+            raise RangeError(
+                f"no path reaches the output: R = 0. {self.weights.describe_empty()}"
+            )
+        return math.log2(mantissa) + int(exponent)
+
+
+def _square(x: Tensor) -> Tensor:
+    return x.square()
+
+
+def _ones(x: Tensor) -> Tensor:
+    return x.new_ones([1] * x.dim())  # constant along every dimension
+
+
+def _over_samples(end: End) -> PathSum:
+    """Σ_n: a path sum of shape [1, …], narrow where the output is."""
+    path, shape = end
+    if path.mantissa.shape[0] == 1:
+        return path.times(float(shape[0]))
+    return path.map(
+        lambda m: m.sum(0, keepdim=True, dtype=torch.float64).to(m.dtype)
+    ).normalised()
+
+
+def _inner(end: End, s: PathSum | None) -> PathSum:
+    """Σ_k s_k g_k for one output, as a scalar; s = 1 where it is not given."""
+    path, shape = end
+    mantissa, exponent = path.mantissa, path.exponent
+    if s is not None:
+        mantissa, exponent = mantissa * s.mantissa, exponent + s.exponent
+    repeats = math.prod(shape) / max(1, mantissa.numel()) * (mantissa.numel() > 0)
+    return PathSum(mantissa.double().sum() * repeats, exponent)

@@ -1,0 +1,13 @@
+"""The rules, one file per family of operations (SPEC section 4). Importing this package registers them."""
+
+from pxfast.paths.rules import (
+    activation,
+    arithmetic,
+    linear,
+    metadata,
+    norm,
+    pooling,
+    shape,
+)
+
+__all__ = ["activation", "arithmetic", "linear", "metadata", "norm", "pooling", "shape"]

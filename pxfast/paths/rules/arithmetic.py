@@ -1,0 +1,208 @@
+"""Sums, products and reductions.
+
+Paths add. A constant or learned factor counts as θ² does (g, J); a factor that depends on the sample but carries no
+path is a gate (h, J). In a product of two path tensors, gate times value, the gate's value is the gate.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pxfast.errors import NoRuleError
+from pxfast.paths.network import Network
+from pxfast.paths.pathsum import PathSum, total
+from pxfast.paths.registry import rule, spellings
+from pxfast.paths.rules.activation import out_of_place
+from pxfast.paths.rules.linear import linear_path
+
+
+@rule(*spellings("add"), Tensor.__add__, Tensor.__radd__, Tensor.__iadd__)
+def add(network: Network, func: Any, input: Any, other: Any, *, alpha: Any = 1) -> Any:
+    """x + α·y: paths add, those of y with α² in g. A tensor without a path adds none."""
+    value = network.value(torch.add, input, other, alpha=alpha)
+    return network.tensor(value, _sum_of_paths(network, input, other, alpha))
+
+
+@rule(*spellings("sub", "subtract"), Tensor.__sub__, Tensor.__isub__)
+def subtract(
+    network: Network, func: Any, input: Any, other: Any, *, alpha: Any = 1
+) -> Any:
+    """x - α·y: as add. Subtracting a tensor's own mean is centring, which starts and ends no path."""
+    value = network.value(torch.sub, input, other, alpha=alpha)
+    mean_of = getattr(other, "mean_of", None)
+    if alpha == 1 and mean_of is not None and mean_of() is input:
+        return network.tensor(value, input.path)
+    return network.tensor(value, _sum_of_paths(network, input, other, alpha))
+
+
+@rule(torch.rsub, Tensor.__rsub__)
+def reversed_subtract(network: Network, func: Any, input: Any, other: Any) -> Any:
+    """y - x."""
+    return subtract(network, torch.sub, other, input)
+
+
+def _sum_of_paths(network: Network, x: Any, y: Any, alpha: Any) -> PathSum | None:
+    first, second = path_of(x), path_of(y)
+    if alpha != 1:
+        second = network.scaled(second, lambda: float(alpha) ** 2)
+    if first is None or second is None:
+        return first if second is None else second
+    return total([first, second])
+
+
+def path_of(x: Any) -> PathSum | None:
+    """The path of a PathTensor, None for anything else."""
+    return getattr(x, "path", None)
+
+
+@rule(*spellings("mul", "multiply"), Tensor.__mul__, Tensor.__rmul__, Tensor.__imul__)
+def multiply(network: Network, func: Any, input: Any, other: Any) -> Any:
+    """Products: with a constant or learned scale, with a gate tensor, or of gate and value."""
+    return network.tensor(
+        network.value(torch.mul, input, other), _product_path(network, input, other)
+    )
+
+
+def _product_path(network: Network, x: Any, y: Any) -> PathSum | None:
+    if path_of(x) is None:
+        x, y = y, x
+    if path_of(x) is None:
+        return None
+    if path_of(y) is not None:
+        raise NoRuleError(
+            f"a product of two tensors that both carry paths (in {network.weights.where()}) needs a rule that says "
+            "which factor is the gate: register one for the function that multiplies them with pxfast.rule."
+        )
+    return factored(network, x, y, 2)
+
+
+def factored(network: Network, x: Any, factor: Any, power: int) -> PathSum | None:
+    """The path of x times ``factor**power``: a constant (g, J) or, if it was computed from the data, a gate (h, J)."""
+    if hasattr(factor, "path"):
+        return network.gated(x, lambda: factor.value.to(network.dtype) ** power)
+    if isinstance(factor, Tensor):
+        return network.scaled(x.path, lambda: network.like_path(factor) ** power)
+    return network.scaled(x.path, lambda: float(factor) ** power)
+
+
+@rule(
+    *spellings("div", "divide", "true_divide"), Tensor.__truediv__, Tensor.__itruediv__
+)
+def divide(
+    network: Network,
+    func: Any,
+    input: Any,
+    other: Any,
+    *,
+    rounding_mode: str | None = None,
+) -> Any:
+    """x / c, for a constant, a learned scale or a gate tensor c."""
+    value = network.value(torch.div, input, other, rounding_mode=rounding_mode)
+    if path_of(other) is not None or path_of(input) is None:
+        if path_of(input) is not None:
+            raise NoRuleError(
+                f"a quotient of two tensors that both carry paths (in {network.weights.where()}) needs a rule that "
+                "says which one is the gate: register one with pxfast.rule."
+            )
+        return network.tensor(value, None)
+    if rounding_mode is not None:
+        return network.tensor(value, None)
+    return network.tensor(value, factored(network, input, other, -2))
+
+
+@rule(
+    *spellings("neg", "negative", "abs", "positive"),
+    Tensor.__neg__,
+    Tensor.__abs__,
+    Tensor.__pos__,
+)
+def sign(network: Network, func: Any, input: Any) -> Any:
+    """A sign squares to one."""
+    return network.tensor(network.value(out_of_place(func), input), input.path)
+
+
+@rule(
+    *spellings("pow", "square", "sqrt", "rsqrt", "exp", "reciprocal", "norm", "var", "std", "log", "exp2", "expm1",
+               "log1p", "amax", "amin", "max", "min", "softmax", "log_softmax", "logsumexp", "cos"),
+    torch.linalg.vector_norm, torch.linalg.norm, torch.var_mean, torch.std_mean,
+    Tensor.__pow__, Tensor.__rpow__, Tensor.__rtruediv__, Tensor.__ipow__,
+)  # fmt: skip
+def gate_tensor(network: Network, func: Any, *args: Any, **kwargs: Any) -> Any:
+    """Functions that only ever shape gates (norms written by hand): a value without a path."""
+    value = network.value(out_of_place(func), *args, **kwargs)
+    if isinstance(value, Tensor):
+        return network.tensor(value, None)
+    return type(value)([network.tensor(v, None) for v in value])
+
+
+@rule(*spellings("sum", "mean", "nansum", "nanmean"))
+def reduce(network: Network, func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
+    """Sums and means over dimensions, as they are."""
+    value = network.value(func, input, *args, **kwargs)
+    if input.path is None:
+        return network.tensor(value, None)
+    shape = input.value.shape
+    dims, keepdim = _dims(input, *args, **kwargs)
+    mantissa = input.path.mantissa
+    constant = [dim for dim in dims if mantissa.shape[dim] == 1]
+    factor = math.prod(shape[dim] for dim in constant)
+    if "mean" in func.__name__:
+        factor /= math.prod(shape[dim] for dim in dims)
+    reduced = mantissa.sum(dims, keepdim=keepdim) if dims else mantissa
+    result = network.tensor(
+        value, PathSum(reduced * factor, input.path.exponent).normalised()
+    )
+    if "mean" in func.__name__:
+        result.mean_of = weakref.ref(input)
+    return result
+
+
+def _dims(
+    x: Any, dim: Any = None, keepdim: bool = False, **kwargs: Any
+) -> tuple[list[int], bool]:
+    """The reduced dimensions of a call to sum or mean."""
+    dim = kwargs.get("axis", dim)
+    if isinstance(dim, torch.dtype) or dim is None or dim == ():
+        return list(range(x.value.dim())), keepdim
+    dims = [dim] if isinstance(dim, int) else list(dim)
+    return [d % x.value.dim() for d in dims], kwargs.get("keepdims", keepdim)
+
+
+@rule(*spellings("matmul", "mm", "bmm"), Tensor.__matmul__, Tensor.__rmatmul__)
+def matmul(network: Network, func: Any, input: Any, other: Any) -> Any:
+    """x @ W for a weight or constant W [K, O]: a linear layer."""
+    if func is Tensor.__rmatmul__:
+        input, other = other, input
+    if path_of(input) is None or hasattr(other, "path") or other.dim() != 2:
+        raise NoRuleError(
+            f"{func.__name__} has no rule for these operands (in {network.weights.where()}): expected a tensor with "
+            "a path times a two-dimensional weight. Register a rule for the function around it with pxfast.rule."
+        )
+    used = network.weights(other)
+    value = network.value(torch.matmul, input, used.masked())
+    return network.tensor(value, linear_path(network, input, used.transposed()))
+
+
+@rule(*spellings("addmm"))
+def addmm(
+    network: Network,
+    func: Any,
+    input: Any,
+    mat1: Any,
+    mat2: Any,
+    *,
+    beta: Any = 1,
+    alpha: Any = 1,
+) -> Any:
+    """β·b + α·(x @ W)."""
+    product = (
+        multiply(network, torch.mul, matmul(network, torch.mm, mat1, mat2), alpha)
+        if alpha != 1
+        else matmul(network, torch.mm, mat1, mat2)
+    )
+    return add(network, torch.add, product, input, alpha=beta)

@@ -1,0 +1,248 @@
+"""Linear layers and convolutions: the only operations with weights.
+
+h: the weight is its mask M; where everything is kept, every output is the same sum over inputs (kept narrow).
+g and J: the weight is θ²·M, and the backward accumulates the saliency S = θ²·M·∂R/∂(θ²·M).
+Biases start no path.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pxfast.paths.network import Network
+from pxfast.paths.pathsum import PathSum
+from pxfast.paths.registry import rule
+from pxfast.paths.rules.squared import SquaredConvolution, SquaredLinear
+from pxfast.paths.weights import Weight
+
+Ints = tuple[int, ...]
+
+
+@rule(F.linear)
+def linear(
+    network: Network, func: Any, input: Any, weight: Any, bias: Any = None
+) -> Any:
+    """y = x Wᵀ + b."""
+    used = network.weights(weight)
+    value = network.value(func, input, used.masked(), bias)
+    return network.tensor(value, linear_path(network, input, used))
+
+
+def linear_path(network: Network, x: Any, weight: Weight) -> PathSum | None:
+    """The path sum behind x Wᵀ, for W of shape [O, K] and x [..., K]."""
+    if x.path is None:
+        return None
+    if network.squares:
+        mantissa = x.path.widened(x.value.shape, [-1])
+        return PathSum(
+            SquaredLinear.apply(mantissa, network.anchor, weight), x.path.exponent
+        ).normalised()
+    mask = weight.ones(network.dtype, x.path.mantissa.device)
+    if mask is None:
+        return summed(x.path, -1, weight.theta.shape[-1]).normalised()
+    if (
+        x.path.mantissa.shape[-1] == 1
+    ):  # every input carries the same sum: only the number of kept weights counts
+        return x.path.map(lambda m: m * mask.sum(-1)).normalised()
+    return x.path.map(lambda m: F.linear(m, mask)).normalised()
+
+
+@rule(F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d)
+def convolution(
+    network: Network,
+    func: Any,
+    input: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Any:
+    """Convolution of [N, C, *space] with W [O, C/groups, *kernel]."""
+    used = network.weights(weight)
+    value = network.value(
+        func, input, used.masked(), bias, stride, padding, dilation, groups
+    )
+    dims = weight.dim() - 2
+    stride, dilation = _tuple(stride, dims), _tuple(dilation, dims)
+    path, shape = input.path, input.value.shape
+    if isinstance(padding, str):
+        path, shape, padding = _resolve_padding(
+            path, shape, padding, weight.shape[2:], dilation
+        )
+    geometry = Convolution(
+        stride, _tuple(padding, dims), dilation, False, (0,) * dims, groups
+    )
+    return network.tensor(value, convolution_path(network, path, shape, used, geometry))
+
+
+@rule(
+    F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d,
+    torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d,
+)  # fmt: skip
+def transposed_convolution(
+    network: Network,
+    func: Any,
+    input: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Any:
+    """Transposed convolution of [N, C, *space] with W [C, O/groups, *kernel]."""
+    used = network.weights(weight)
+    value = network.value(
+        func,
+        input,
+        used.masked(),
+        bias,
+        stride,
+        padding,
+        output_padding,
+        groups,
+        dilation,
+    )
+    dims = weight.dim() - 2
+    geometry = Convolution(
+        _tuple(stride, dims),
+        _tuple(padding, dims),
+        _tuple(dilation, dims),
+        True,
+        _tuple(output_padding, dims),
+        groups,
+    )
+    path = convolution_path(network, input.path, input.value.shape, used, geometry)
+    return network.tensor(value, path)
+
+
+class Convolution:
+    """The geometry of a convolution: everything but its weight."""
+
+    def __init__(
+        self,
+        stride: Ints,
+        padding: Ints,
+        dilation: Ints,
+        transposed: bool,
+        output_padding: Ints,
+        groups: int,
+    ):
+        self.arguments = (stride, padding, dilation, transposed, output_padding)
+        self.transposed = transposed
+        self.groups = groups
+
+    def __call__(self, x: Tensor, weight: Tensor, groups: int | None = None) -> Tensor:
+        """Convolve [N, C, *space] without a bias."""
+        return torch.convolution(
+            x, weight, None, *self.arguments, self.groups if groups is None else groups
+        )
+
+
+def convolution_path(
+    network: Network,
+    path: PathSum | None,
+    shape: torch.Size,
+    weight: Weight,
+    geometry: Convolution,
+) -> PathSum | None:
+    """The path sum behind a convolution whose input has the given full shape."""
+    if path is None:
+        return None
+    if (
+        path.mantissa.dim() == weight.theta.dim() - 1
+    ):  # torch allows an input without the batch dimension
+        batched = PathSum(path.mantissa[None], path.exponent)
+        result = convolution_path(
+            network, batched, torch.Size([1, *shape]), weight, geometry
+        )
+        return None if result is None else result.map(lambda m: m.squeeze(0))
+    space = range(2, len(shape))
+    if network.squares:
+        mantissa = path.widened(shape, [1, *space])
+        result = SquaredConvolution.apply(mantissa, network.anchor, weight, geometry)
+        return PathSum(result, path.exponent).normalised()
+    mask = weight.ones(network.dtype, path.mantissa.device)
+    if mask is None:
+        return ones_convolution(path, shape, weight.theta.shape, geometry).normalised()
+    return PathSum(
+        geometry(path.widened(shape, [1, *space]), mask), path.exponent
+    ).normalised()
+
+
+def ones_convolution(
+    path: PathSum, shape: torch.Size, weight: torch.Size, geometry: Convolution
+) -> PathSum:
+    """A convolution with weights of one: sum over the group's input channels, then over the window.
+
+    Every output channel of a group is the same, so one channel per group is computed.
+    """
+    batch, groups, channels, space = (
+        path.mantissa.shape[0],
+        geometry.groups,
+        shape[1],
+        shape[2:],
+    )
+    if path.mantissa.shape[1] == 1:  # all channels alike, so all groups are alike, too
+        sums = path.mantissa * (channels // groups)
+    elif groups == 1:
+        sums = path.mantissa.sum(1, keepdim=True)
+    elif groups == channels:
+        sums = path.mantissa
+    else:
+        sums = path.mantissa.unflatten(1, (groups, channels // groups)).sum(2)
+    kept = sums.shape[1]
+    sums = sums.expand(batch, kept, *space).reshape(batch * kept, 1, *space)
+    window = sums.new_ones((1, 1, *weight[2:]))
+    result = geometry(sums, window, groups=1)
+    result = result.reshape(batch, kept, *result.shape[2:])
+    outputs = weight[1] if geometry.transposed else weight[0] // groups  # per group
+    if kept > 1 and outputs > 1:
+        result = result.repeat_interleave(outputs, dim=1)
+    return PathSum(result, path.exponent)
+
+
+def summed(path: PathSum, dim: int, size: int) -> PathSum:
+    """Sum over one dimension of the given full size, kept with size 1; a constant dimension is a multiplication."""
+    if path.mantissa.shape[dim] == 1:
+        return path.times(float(size))
+    return path.map(lambda m: m.sum(dim, keepdim=True))
+
+
+def _tuple(value: Any, dims: int) -> Ints:
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    return values * dims if len(values) == 1 else values
+
+
+def _resolve_padding(
+    path: PathSum | None,
+    shape: torch.Size,
+    padding: str,
+    kernel: torch.Size,
+    dilation: Ints,
+) -> tuple[PathSum | None, torch.Size, Ints]:
+    """``"valid"`` is no padding; ``"same"`` pads the path explicitly, since its two sides may differ by one."""
+    if padding == "valid":
+        return path, shape, (0,)
+    amounts: list[int] = []
+    for size, step in reversed(list(zip(kernel, dilation, strict=True))):
+        both = step * (size - 1)
+        amounts += [both // 2, both - both // 2]
+    dims = len(kernel)
+    space = range(len(shape) - dims, len(shape))
+    padded = torch.Size(
+        [
+            *shape[: len(shape) - dims],
+            *(shape[d] + dilation[i] * (kernel[i] - 1) for i, d in enumerate(space)),
+        ]
+    )
+    if path is not None:
+        path = PathSum(F.pad(path.widened(shape, space), amounts), path.exponent)
+    return path, padded, (0,)

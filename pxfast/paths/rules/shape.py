@@ -1,0 +1,276 @@
+"""Operations that move entries around: reshape, permute, slice, concatenate, pad, interpolate. Paths go as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._pytree import tree_map_only
+
+from pxfast.paths.network import NeedsValuesError, Network
+from pxfast.paths.pathsum import PathSum, aligned, narrow
+from pxfast.paths.registry import rule, spellings
+
+_MOVING = [
+    "flatten", "unflatten", "reshape", "permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t",
+    "squeeze", "unsqueeze", "expand", "broadcast_to", "repeat", "tile", "repeat_interleave", "flip", "fliplr", "roll",
+    "rot90", "narrow", "select", "index_select", "chunk", "split", "split_with_sizes", "tensor_split", "unbind",
+    "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "unfold", "diagonal", "adjoint",
+    "take_along_dim", "gather", "tril", "triu", "alias", "view_copy", "unsafe_chunk", "unsafe_split",
+]  # fmt: skip
+
+
+@rule(
+    *spellings(*_MOVING),
+    *(getattr(Tensor, name).__get__ for name in ("T", "mT", "H", "mH")),
+)
+def move(network: Network, func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+    """Apply the same movement to value and path; constant dimensions that survive stay narrow."""
+    function = _copying(func)
+
+    def along(m: Tensor) -> Any:
+        rest, named = tree_map_only(Tensor, lambda t: t.to(m.device), (args, kwargs))
+        return function(m, *rest, **named)
+
+    return moved(network, x, network.value(func, x, *args, **kwargs), along)
+
+
+@rule(Tensor.view, Tensor.view_as, Tensor.reshape_as, Tensor.expand_as)
+def view(network: Network, func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+    """A view of the value; the path may have another memory layout, so it is reshaped."""
+    value = network.value(func, x, *args, **kwargs)
+    if args and isinstance(args[0], torch.dtype):
+        raise TypeError("Tensor.view(dtype) reinterprets bits; it has no path")
+    if func is Tensor.expand_as:
+        return moved(network, x, value, lambda m: m.expand(value.shape))
+    return moved(network, x, value, lambda m: m.reshape(value.shape))
+
+
+def moved(
+    network: Network, x: Any, value: Any, function: Callable[[Tensor], Any]
+) -> Any:
+    """Pair the value(s) of a movement with the path(s) moved the same way."""
+    if x.path is None:
+        return tree_map_only(Tensor, lambda v: network.tensor(v, None), value)
+    paths = function(x.path.widened(x.value.shape))
+    if isinstance(value, Tensor):
+        return network.tensor(value, PathSum(narrow(paths), x.path.exponent))
+    pairs = zip(value, paths, strict=True)
+    return type(value)(
+        network.tensor(v, PathSum(narrow(m), x.path.exponent)) for v, m in pairs
+    )
+
+
+@rule(Tensor.__getitem__)
+def get_item(network: Network, func: Any, x: Any, index: Any) -> Any:
+    """Slices and index tensors."""
+    from pxfast.paths.tensor import PathTensor
+
+    if not isinstance(
+        x, PathTensor
+    ):  # a table indexed by something computed: no path starts there
+        return network.tensor(network.value(func, x, index), None)
+    masks = [
+        i
+        for i in (index if isinstance(index, tuple) else (index,))
+        if isinstance(i, Tensor)
+    ]
+    if any(i.dtype in (torch.bool, torch.uint8) for i in masks) and not network.values:
+        raise NeedsValuesError  # how many entries are picked depends on the mask's entries
+    plain = tree_map_only(PathTensor, lambda i: i.value, index)
+    value = network.value(func, x, plain)
+    return moved(
+        network,
+        x,
+        value,
+        lambda m: func(m, tree_map_only(Tensor, lambda i: i.to(m.device), plain)),
+    )
+
+
+@rule(Tensor.__setitem__)
+def set_item(network: Network, func: Any, x: Any, index: Any, source: Any) -> Any:
+    """``x[index] = source``: the paths of the overwritten entries end, those of the source go on."""
+    from pxfast.paths.tensor import PathTensor
+
+    value = network.value(torch.clone, x)
+    network.value(func, value, index, source)
+    if x.path is None:
+        return network.tensor(value, None)
+    new = source.path if isinstance(source, PathTensor) else None
+    if new is None:
+        new = PathSum(
+            x.path.mantissa.new_zeros([1] * max(1, value.dim())), x.path.exponent
+        )
+    exponent, (old_mantissa, new_mantissa) = aligned([x.path, new])
+    mantissa = old_mantissa.expand(value.shape).clone()
+    target = mantissa[tree_map_only(Tensor, lambda i: i.to(mantissa.device), index)]
+    if isinstance(source, PathTensor):
+        new_mantissa = new_mantissa.expand(source.value.shape)
+    else:
+        new_mantissa = new_mantissa.new_zeros(())
+    mantissa = mantissa.index_put(
+        _as_indices(index, mantissa), new_mantissa.expand(target.shape)
+    )
+    return network.tensor(value, PathSum(mantissa, exponent))
+
+
+def _as_indices(index: Any, like: Tensor) -> tuple[Tensor, ...]:
+    """Any index as one flat index tensor per dimension."""
+    positions = torch.arange(like.numel(), device=like.device).reshape(like.shape)
+    flat = positions[tree_map_only(Tensor, lambda i: i.to(like.device), index)]
+    return torch.unravel_index(flat, like.shape)
+
+
+@rule(torch.cat, torch.concat, torch.concatenate)
+def concatenate(network: Network, func: Any, tensors: Any, dim: int = 0) -> Any:
+    """Concatenate paths; a tensor without a path adds 0 there. Exponents align first."""
+    value = network.value(torch.cat, tensors, dim)
+    return network.tensor(value, _joined(network, tensors, dim, value.dim(), torch.cat))
+
+
+@rule(torch.stack)
+def stack(network: Network, func: Any, tensors: Any, dim: int = 0) -> Any:
+    """As concatenate, along a new dimension."""
+    value = network.value(torch.stack, tensors, dim)
+    dim = dim % value.dim()
+    return network.tensor(
+        value, _joined(network, tensors, dim, value.dim(), torch.stack)
+    )
+
+
+def _joined(
+    network: Network, tensors: Any, dim: int, dims: int, join: Any
+) -> PathSum | None:
+    paths = [path_of(tensor) for tensor in tensors]
+    if all(path is None for path in paths):
+        return None
+    given = [path for path in paths if path is not None]
+    empty = given[0].map(lambda m: m.new_zeros([1] * m.dim()))
+    exponent, mantissas = aligned(
+        [path if path is not None else empty for path in paths]
+    )
+    dim %= dims
+    pieces = []
+    for tensor, mantissa in zip(tensors, mantissas, strict=True):
+        shape = list(
+            tensor.shape if not hasattr(tensor, "value") else tensor.value.shape
+        )
+        along = [
+            size
+            if (join is torch.cat and d == dim)
+            or any(m.shape[d] != 1 for m in mantissas)
+            else 1
+            for d, size in enumerate(shape)
+        ]
+        pieces.append(mantissa.expand(along))
+    return PathSum(join(pieces, dim), exponent)
+
+
+def path_of(tensor: Any) -> PathSum | None:
+    """The path of a PathTensor; None for a tensor that carries none."""
+    return getattr(tensor, "path", None)
+
+
+@rule(F.pad, torch.constant_pad_nd)
+def pad(
+    network: Network,
+    func: Any,
+    input: Any,
+    pad: Any,
+    mode: str = "constant",
+    value: Any = None,
+) -> Any:
+    """A constant adds no path; reflected, replicated and circular entries bring theirs along."""
+    if func is torch.constant_pad_nd:
+        mode, value = "constant", mode if mode != "constant" else value
+    padded = network.value(F.pad, input, pad, mode, value)
+    if input.path is None:
+        return network.tensor(padded, None)
+    touched = [-1 - i for i in range(len(pad) // 2) if pad[2 * i] or pad[2 * i + 1]]
+    mantissa = input.path.widened(input.value.shape, touched)
+    if mode == "constant":
+        pairs = [
+            amount
+            for i in range(len(pad) // 2)
+            for amount in _pair(pad, i, -1 - i in touched)
+        ]
+        mantissa = F.pad(mantissa, pairs)
+    else:
+        mantissa = narrow(F.pad(input.path.widened(input.value.shape), pad, mode))
+    return network.tensor(padded, PathSum(mantissa, input.path.exponent))
+
+
+def _pair(pad: Any, i: int, touched: bool) -> tuple[int, int]:
+    return (pad[2 * i], pad[2 * i + 1]) if touched else (0, 0)
+
+
+@rule(F.interpolate, F.upsample)
+def interpolate(
+    network: Network, func: Any, input: Any, *args: Any, **kwargs: Any
+) -> Any:
+    """Linear interpolation is an average; the negative coefficients of bicubic interpolation count by size."""
+    value = network.value(F.interpolate, input, *args, **kwargs)
+    if input.path is None:
+        return network.tensor(value, None)
+    mode = args[2] if len(args) > 2 else kwargs.get("mode", "nearest")
+    shape = input.value.shape
+    mantissa = input.path.widened(shape, range(2, len(shape)))
+    if mode != "bicubic":
+        return network.tensor(
+            value,
+            PathSum(F.interpolate(mantissa, *args, **kwargs), input.path.exponent),
+        )
+    rows = _coefficients(shape[-2], mantissa, args, kwargs, dim=-2)
+    columns = _coefficients(shape[-1], mantissa, args, kwargs, dim=-1)
+    return network.tensor(
+        value, PathSum(rows @ mantissa @ columns.T, input.path.exponent)
+    )
+
+
+def _coefficients(size: int, like: Tensor, args: Any, kwargs: Any, dim: int) -> Tensor:
+    """Absolute coefficients of bicubic interpolation along one dimension, [out, in]: it is separable."""
+    other = like.shape[-1] if dim == -2 else like.shape[-2]
+    units = torch.eye(size, dtype=like.dtype, device="cpu")
+    images = (
+        units[:, None, :, None].expand(-1, 1, size, other)
+        if dim == -2
+        else (units[:, None, None, :].expand(-1, 1, other, size))
+    )
+    result = F.interpolate(images, *args, **kwargs)
+    line = result[:, 0, :, 0] if dim == -2 else result[:, 0, 0, :]
+    return line.T.abs().to(like.device)
+
+
+@rule(
+    Tensor.to, Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16, Tensor.type, Tensor.type_as, Tensor.cpu,
+    Tensor.cuda, Tensor.clone, torch.clone, Tensor.detach, torch.detach, Tensor.contiguous, Tensor.data.__get__,
+    Tensor.requires_grad_, Tensor.detach_,
+)  # fmt: skip
+def same_entries(network: Network, func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+    """Casts and copies: the same entries, the same path."""
+    if func in (Tensor.cpu, Tensor.cuda, Tensor.to, Tensor.type) and not network.values:
+        return network.tensor(_cast_shape(x.value, args, kwargs), x.path)
+    if func in (Tensor.requires_grad_, Tensor.detach_):
+        return x
+    return network.tensor(network.value(func, x, *args, **kwargs), x.path)
+
+
+def _cast_shape(value: Tensor, args: Any, kwargs: Any) -> Tensor:
+    """A cast on the meta device: only the dtype can change."""
+    dtypes = [a for a in (*args, *kwargs.values()) if isinstance(a, torch.dtype)]
+    others = [a for a in args if isinstance(a, Tensor)]
+    dtype = dtypes[0] if dtypes else (others[0].dtype if others else value.dtype)
+    return value.to(dtype)
+
+
+def _copying(func: Any) -> Any:
+    """The out-of-place spelling, for the path."""
+    name = getattr(func, "__name__", "")
+    return (
+        getattr(Tensor, name[:-1])
+        if name.endswith("_") and not name.endswith("__")
+        else func
+    )

@@ -1,0 +1,155 @@
+"""PathTensor: a value and, beside it, the path sum that has reached the same place.
+
+A model is interpreted, not rewritten: its forward runs once, unchanged, on PathTensors. `Interpreter` sees every
+torch function it calls and hands those that touch a PathTensor to the rule of that function (registry.py).
+
+A PathTensor is a wrapper without storage of its own. Whatever reaches it outside the rules (a scripted function, a
+C++ operator) ends in `__torch_dispatch__`, which raises: a path is never lost silently.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode, resolve_name
+
+from pxfast.errors import NoRuleError, PxfastError
+from pxfast.paths import registry
+from pxfast.paths.network import Network
+from pxfast.paths.pathsum import PathSum
+
+
+class PathTensor(Tensor):
+    """A tensor of the model's forward, with the path sum that goes with it.
+
+    Attributes:
+        value: what the model computes; on the meta device in a pass that needs no values.
+        path: the path sum, or None for a *gate tensor*: a value computed from path tensors that carries no path
+            itself (a norm, attention probabilities).
+    """
+
+    value: Tensor
+    path: PathSum | None
+    mean_of: weakref.ref[PathTensor] | None = (
+        None  # the tensor whose mean this is: subtracting it is centring
+    )
+    _version_seen: int
+
+    @staticmethod
+    def __new__(
+        cls, value: Tensor, path: PathSum | None, device: torch.device
+    ) -> PathTensor:
+        self = Tensor._make_wrapper_subclass(
+            cls,
+            value.shape,
+            strides=value.stride(),
+            storage_offset=value.storage_offset(),
+            dtype=value.dtype,
+            device=device,
+        )
+        self.become(value, path)
+        return self
+
+    def become(self, value: Tensor, path: PathSum | None) -> None:
+        """Take over the result of an in-place operation; other views of the old value are stale from now on."""
+        old = getattr(self, "value", None)
+        if old is not None and value is not old:
+            torch.autograd.graph.increment_version(old)
+        self.value, self.path = value, path
+        self._version_seen = value._version
+
+    def check_fresh(self) -> None:
+        """Raise if the value was changed in place behind the path's back (through a view, or outside a rule)."""
+        if self.value._version != self._version_seen:
+            raise NoRuleError(
+                "a tensor was read after an in-place operation had changed it through another view of the same "
+                "memory, so its path sum is out of date. Write the operation out of place (x = x + y instead of "
+                "x[...] += y), or index-assign on the tensor itself before taking views of it."
+            )
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        message = (
+            f"{func} reached a path tensor outside every rule, so its path would be lost. This happens inside "
+            "scripted or traced functions, C++ operators and functions called after scoring has ended. Use the "
+            "eager form of the function, or register a rule for it with pxfast.rule."
+        )
+        Interpreter.note_lost_path(message)
+        raise NoRuleError(message)
+
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]
+        return f"PathTensor(shape={tuple(self.value.shape)}, dtype={self.value.dtype})"
+
+
+class Interpreter(TorchFunctionMode):
+    """Runs a model's forward on PathTensors, in one `Network` (h, g or the joint network)."""
+
+    _active: list[Interpreter] = []  # noqa: RUF012 - a stack of the interpreters that are running
+
+    def __init__(self, network: Network):
+        super().__init__()
+        self.network = network
+        self.lost: str | None = (
+            None  # a path lost inside code that hides the error's type, such as TorchScript
+        )
+
+    def __enter__(self) -> Interpreter:
+        Interpreter._active.append(self)
+        super().__enter__()
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        super().__exit__(kind, error, trace)
+        Interpreter._active.pop()
+        if self.lost is not None and not isinstance(error, PxfastError):
+            raise NoRuleError(self.lost) from error
+
+    @classmethod
+    def note_lost_path(cls, message: str) -> None:
+        """Remember a lost path, in case the error is swallowed or changed on its way."""
+        if cls._active and cls._active[-1].lost is None:
+            cls._active[-1].lost = message
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        network = self.network
+        path_tensors = list(find_path_tensors(args, kwargs))
+        if not path_tensors:
+            result = func(*args, **kwargs)
+            network.weights.follow(func, args, kwargs, result)
+            return result
+        entry = registry.find(func)
+        if entry is None:
+            raise NoRuleError(
+                registry.missing_rule(
+                    resolve_name(func) or repr(func), network.weights.where()
+                )
+            )
+        if not entry.metadata:
+            for tensor in path_tensors:
+                tensor.check_fresh()
+        target = registry.in_place_target(func, args, kwargs)
+        with network.path_arithmetic():
+            result = entry.rule(network, func, *args, **kwargs)
+        if target is None:
+            return result
+        target.become(result.value, result.path)
+        return target
+
+
+def find_path_tensors(args: Any, kwargs: Any) -> Any:
+    """The PathTensors among the arguments of a torch function, also inside lists and tuples."""
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, PathTensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from find_path_tensors(value, {})

@@ -1,0 +1,359 @@
+"""Which tensors are weights, and which mask belongs to each.
+
+Weights are recognised by the tensor that reaches a linear operation, not by wrapping parameters. While the model
+runs, `Weights.follow` watches the torch functions that make tensors out of parameters:
+
+* ``mask * parameter``, ``masked_fill`` and ``where`` with 0: still the parameter, with a mask
+  (torch.nn.utils.prune, own masked layers);
+* views, transposes and casts: still the parameter; scores go back through the same views;
+* anything else (weight norm, standardisation): a θ of its own, named after the module's attribute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+
+from pxfast.errors import MaskError
+from pxfast.paths.names import named_weights, running_module
+
+View = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a tensor of the forward comes from: a parameter, the masks on the way, the views since then."""
+
+    name: str
+    theta: Tensor  # before masks and views
+    mask: Tensor | None = None  # 0/1, of theta's shape
+    views: tuple[View, ...] = ()
+
+    def seen(self, tensor: Tensor) -> Tensor:
+        """A tensor of theta's shape, as the linear operation sees it."""
+        for view in self.views:
+            tensor = view(tensor)
+        return tensor
+
+
+@dataclass
+class Weight:
+    """One use of a weight by a linear operation. All tensors have the shape that the operation sees.
+
+    Attributes:
+        name: canonical name, or None for a constant (a buffer, a fixed kernel).
+        theta: the values θ, masks not applied.
+        mask: 0/1 tensor M, or None where every weight is kept.
+        saliency: where S = θ²·M·∂R/∂(θ²·M) accumulates, or None where no score is wanted.
+        reached: names that a backward from the output has visited; this one joins them when it is.
+        indicator: count every weight that is not 0 as 1, to see which paths exist whatever their size.
+    """
+
+    name: str | None
+    theta: Tensor
+    mask: Tensor | None
+    saliency: Tensor | None
+    reached: set[str]
+    indicator: bool = False
+
+    def visit(self) -> None:
+        """Note that a backward from the output has come by."""
+        if self.name is not None:
+            self.reached.add(self.name)
+
+    def transposed(self) -> Weight:
+        """The same weight with its two dimensions swapped; scores go to the same buffer."""
+        return replace(
+            self,
+            theta=self.theta.T,
+            mask=None if self.mask is None else self.mask.T,
+            saliency=None if self.saliency is None else self.saliency.T,
+        )
+
+    def masked(self) -> Tensor:
+        """θ·M, what the true network uses. A masked weight is 0 whatever θ holds there."""
+        return (
+            self.theta if self.mask is None else torch.where(self.mask, self.theta, 0)
+        )
+
+    def squared(self, dtype: torch.dtype) -> Tensor:
+        """θ²·M in the dtype of path sums."""
+        if self.indicator:
+            return (self.masked() != 0).to(dtype)
+        return self.masked().to(dtype).square()
+
+    def ones(self, dtype: torch.dtype, device: torch.device) -> Tensor | None:
+        """M in the dtype of path sums, or None where every weight is kept (then a linear layer is a plain sum)."""
+        if self.mask is None:
+            return None
+        if device.type == "meta":
+            return self.mask.to("meta").to(dtype)
+        return self.mask.to(dtype)
+
+
+@dataclass
+class Weights:
+    """The weights of one model during one scoring call.
+
+    Attributes:
+        model: the model.
+        masks: masks given by the caller, by canonical name; they apply on top of the model's own.
+        scored: says whether a weight of that name gets scores.
+        saliency: score buffers by name, made when a weight is first used.
+        dtype: of the score buffers, float32 or float64.
+        used: the first use of each name in this call, with the mask in force.
+        reached: names that the backward from the output has visited.
+        indicator: see `Weight`.
+    """
+
+    model: nn.Module
+    masks: Mapping[str, Tensor]
+    scored: Callable[[str], bool]
+    dtype: torch.dtype = torch.float32
+    saliency: dict[str, Tensor] = field(default_factory=dict)
+    used: dict[str, Source] = field(default_factory=dict)
+    reached: set[str] = field(default_factory=set)
+    indicator: bool = False
+
+    def __post_init__(self) -> None:
+        self._parameters: dict[int, str] = {}
+        self._sources: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        for name, parameter in named_weights(self.model):
+            self._parameters[id(parameter)] = name
+        self._given = {name: _as_bool(name, mask) for name, mask in self.masks.items()}
+        self._full: dict[str, bool] = {
+            name: bool(mask.all()) for name, mask in self._given.items()
+        }
+
+    # ---- following tensors from parameters -------------------------------------------------------------------
+
+    def source(self, tensor: Tensor) -> Source | None:
+        """Where a tensor comes from, or None if no parameter went into it."""
+        name = self._parameters.get(id(tensor))
+        if name is not None:
+            return Source(name, tensor.detach())
+        return self._sources.get(tensor)
+
+    def follow(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+    ) -> None:
+        """Remember what a torch function made out of parameters (no path tensors among its arguments)."""
+        operands = [(arg, self.source(arg)) for arg in _tensors(args, kwargs)]
+        if not any(source for _, source in operands):
+            return
+        name = getattr(func, "__name__", "")
+        if name in ("__get__", "__set__") and not isinstance(result, Tensor):
+            return
+        tensors = (
+            [result] if isinstance(result, Tensor) else list(_tensors((result,), {}))
+        )
+        for index, made in enumerate(tensors):
+            if not made.is_floating_point() or any(
+                made is operand for operand, _ in operands
+            ):
+                continue
+            self._sources[made] = _derive(
+                name,
+                func,
+                args,
+                kwargs,
+                operands,
+                made,
+                None if made is result else index,
+            )
+
+    # ---- for the rules of linear operations ------------------------------------------------------------------
+
+    def __call__(self, tensor: Tensor) -> Weight:
+        """The weight that a tensor stands for where it reaches a linear operation."""
+        source = self.source(tensor)
+        if source is None:
+            return Weight(None, tensor.detach(), None, None, self.reached)
+        mask = self._mask(source)
+        self._check_same_use(source, mask)
+        saliency = None
+        if self.scored(source.name):
+            buffer = self.saliency.get(source.name)
+            if buffer is None:
+                buffer = torch.zeros_like(source.theta, dtype=self.dtype)
+                self.saliency[source.name] = buffer
+            saliency = source.seen(buffer)
+        seen_mask = None if mask is None else source.seen(mask)
+        return Weight(
+            source.name,
+            source.seen(source.theta),
+            seen_mask,
+            saliency,
+            self.reached,
+            self.indicator,
+        )
+
+    def _mask(self, source: Source) -> Tensor | None:
+        """The model's own mask and the given one together; None where they keep everything."""
+        given = self._given.get(source.name)
+        if given is not None:
+            if given.shape != source.theta.shape:
+                raise MaskError(
+                    f"masks: the mask of {source.name} must have the weight's shape {list(source.theta.shape)}, "
+                    f"got {list(given.shape)}"
+                )
+            given = None if self._full[source.name] else given.to(source.theta.device)
+        if source.mask is None:
+            return given
+        return source.mask if given is None else source.mask & given
+
+    def _check_same_use(self, source: Source, mask: Tensor | None) -> None:
+        first = self.used.setdefault(source.name, replace(source, mask=mask, views=()))
+        if first.theta.shape != source.theta.shape:
+            raise MaskError(
+                f"{source.name} is used in two forms, of shapes {list(first.theta.shape)} and "
+                f"{list(source.theta.shape)}; scores need one. Exclude it with exclude=['{source.name}']."
+            )
+        same = first.mask is mask or (
+            first.mask is not None
+            and mask is not None
+            and torch.equal(first.mask, mask)
+        )
+        if not same:
+            raise MaskError(
+                f"{source.name} is used under two different masks; a weight can have only one."
+            )
+
+    # ---- score buffers ---------------------------------------------------------------------------------------
+
+    def forget(self) -> None:
+        """Drop what a pass has accumulated."""
+        self.saliency.clear()
+        self.used.clear()
+        self.reached.clear()
+
+    def rescale(self, function: Callable[[Tensor], Tensor]) -> None:
+        """Replace every score buffer's content by a function of it."""
+        for buffer in self.saliency.values():
+            buffer.copy_(function(buffer))
+
+    def alive(self, name: str) -> Tensor:
+        """Where a used weight is kept and not 0 (0/1, of theta's shape)."""
+        source = self.used[name]
+        nonzero = source.theta != 0
+        return nonzero if source.mask is None else nonzero & source.mask
+
+    def describe_empty(self) -> str:
+        """Which layers keep no weight, to explain why no path reaches the output."""
+        empty = [name for name in self.used if not bool(self.alive(name).any())]
+        if empty:
+            return f"These layers have lost all their weights: {', '.join(empty)}."
+        return "No layer is empty: every path passes a weight, gate or input that is 0."
+
+    def where(self) -> str:
+        """The module that is running, for error messages."""
+        return running_module(self.model)
+
+
+_VIEWS = {
+    "t", "transpose", "permute", "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "narrow",
+    "__getitem__", "chunk", "split", "split_with_sizes", "tensor_split", "unbind", "select", "swapaxes", "movedim",
+    "view_as", "reshape_as", "moveaxis", "swapdims", "adjoint",
+}  # fmt: skip
+_CASTS = {
+    "to", "float", "double", "half", "bfloat16", "type", "type_as", "detach", "clone", "cpu", "cuda", "contiguous",
+}  # fmt: skip
+_GETTERS = {"T", "mT", "data"}
+
+
+def _derive(
+    name: str,
+    func: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    operands: list[tuple[Tensor, Source | None]],
+    made: Tensor,
+    index: int | None,
+) -> Source:
+    """The source of a new tensor: the same weight under a mask or a view, or a θ of its own."""
+    sources = [source for _, source in operands if source is not None]
+    source = sources[0]
+    if len(sources) == 1:
+        if name == "__get__":
+            name = getattr(getattr(func, "__self__", None), "__name__", "")
+            if name == "data":
+                return source
+        if name in _CASTS and made.shape == source.seen(source.theta).shape:
+            return source
+        operand = next(tensor for tensor, origin in operands if origin is not None)
+        shared = (
+            made.untyped_storage().data_ptr() == operand.untyped_storage().data_ptr()
+        )
+        if shared and (
+            name in _VIEWS or name in _GETTERS
+        ):  # then a view of the score buffer is one, too
+
+            def view(tensor: Tensor, index: int | None = index) -> Tensor:
+                seen = func(tensor, *args[1:], **kwargs)
+                return seen if index is None else seen[index]
+
+            return replace(source, views=(*source.views, view))
+        mask = _mask_of_product(name, args, kwargs, operands)
+        if mask is not None and not source.views:
+            mask = mask.expand(source.theta.shape)
+            return replace(
+                source, mask=mask if source.mask is None else source.mask & mask
+            )
+    return Source(source.name, made.detach())
+
+
+def _mask_of_product(
+    name: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    operands: list[tuple[Tensor, Source | None]],
+) -> Tensor | None:
+    """What a multiplication by 0/1, a masked_fill or a where with 0 keeps; None for anything else."""
+    if (
+        name in ("mul", "multiply", "__mul__", "__rmul__", "mul_")
+        and len(operands) == 2
+    ):
+        other = next(tensor for tensor, source in operands if source is None)
+        keep = other != 0
+        return keep if bool(((other == 1) | ~keep).all()) else None
+    if name in ("masked_fill", "masked_fill_"):
+        fill = args[2] if len(args) > 2 else kwargs.get("value")
+        mask = args[1] if len(args) > 1 else kwargs.get("mask")
+        return ~mask if isinstance(mask, Tensor) and _is_zero(fill) else None
+    if name == "where" and len(args) == 3:
+        condition, yes, no = args
+        if _is_zero(no):
+            return condition.bool()
+        return ~condition.bool() if _is_zero(yes) else None
+    return None
+
+
+def _is_zero(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return not bool(value.detach().any())
+    return isinstance(value, (int, float)) and value == 0
+
+
+def _tensors(args: Iterable[Any], kwargs: Mapping[str, Any]) -> Iterable[Tensor]:
+    for value in (*args, *kwargs.values()):
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value, {})
+
+
+def _as_bool(name: str, mask: Tensor) -> Tensor:
+    if not isinstance(mask, Tensor):
+        raise MaskError(
+            f"masks: the mask of {name} must be a tensor of 0 and 1, got {type(mask).__name__}"
+        )
+    if mask.dtype is torch.bool:
+        return mask.detach()
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise MaskError(f"masks: the mask of {name} holds values other than 0 and 1")
+    return mask.detach() != 0
