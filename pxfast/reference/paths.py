@@ -330,7 +330,7 @@ def _activation(reader: _Reader, module: nn.Module, name: str, units: Units) -> 
             slope = float(module.weight[index[0] if module.num_parameters > 1 else 0])
         else:
             slope = getattr(module, "negative_slope", 0.0)
-        gate = torch.where(unit.value > 0, 1.0, slope).double()
+        gate = torch.where(unit.value > 0, torch.ones_like(unit.value), slope)
         result[index] = Unit(unit.value * gate, [Edge(unit, gate=gate)])
     return result
 
