@@ -1,0 +1,113 @@
+// Vectors as wide as the instruction set that this file is compiled for, and how weights become squares in
+// them. Everything lives in the namespace of that instruction set: code compiled for one must never be linked
+// into another, so the kernels also keep away from inline functions of the standard library.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace px::cpu::PX_ISA {
+
+#if defined(__AVX512F__)
+constexpr int vector_bytes = 64;
+constexpr int vector_registers = 32;
+#elif defined(__AVX2__)
+constexpr int vector_bytes = 32;
+constexpr int vector_registers = 16;
+#else
+constexpr int vector_bytes = 16;
+constexpr int vector_registers = 16;
+#endif
+
+template <class element, int lanes>
+struct VectorOf {
+  typedef element type __attribute__((vector_size(lanes * sizeof(element))));
+};
+
+template <class path>
+constexpr int lanes = vector_bytes / int(sizeof(path));
+
+template <class path>
+using Vec = typename VectorOf<path, lanes<path>>::type;
+
+inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// The first n elements at p, zero beyond them. n is `lanes` or more in all but the last vector of a row.
+template <class V, class element>
+[[gnu::always_inline]] inline V load(const element* p, int64_t n) {
+  V v{};
+  if (n >= int64_t(sizeof(V) / sizeof(element))) {
+    std::memcpy(&v, p, sizeof(V));
+  } else {
+    std::memcpy(&v, p, n * sizeof(element));
+  }
+  return v;
+}
+
+template <class V, class element>
+[[gnu::always_inline]] inline void store(element* p, const V& v, int64_t n) {
+  if (n >= int64_t(sizeof(V) / sizeof(element))) {
+    std::memcpy(p, &v, sizeof(V));
+  } else {
+    std::memcpy(p, &v, n * sizeof(element));
+  }
+}
+
+// Weight storage types: the number that the bits stand for, in the path type.
+struct bf16 {
+  uint16_t bits;
+};
+struct f16 {
+  uint16_t bits;
+};
+
+template <class weight>
+struct PathOf {
+  using type = float;
+};
+template <>
+struct PathOf<double> {
+  using type = double;
+};
+template <class weight>
+using Path = typename PathOf<weight>::type;
+
+[[gnu::always_inline]] inline Vec<float> values(const float* p, int64_t n) { return load<Vec<float>>(p, n); }
+
+[[gnu::always_inline]] inline Vec<double> values(const double* p, int64_t n) {
+  return load<Vec<double>>(p, n);
+}
+
+using Halves = VectorOf<uint16_t, lanes<float>>::type;
+using Words = VectorOf<uint32_t, lanes<float>>::type;
+
+[[gnu::always_inline]] inline Vec<float> values(const bf16* p, int64_t n) {
+  return (Vec<float>)(__builtin_convertvector(load<Halves>(p, n), Words) << 16);
+}
+
+[[gnu::always_inline]] inline Vec<float> values(const f16* p, int64_t n) {
+  const Words bits = __builtin_convertvector(load<Halves>(p, n), Words);
+  const Words magnitude = (bits & 0x7fff) << 13;
+  const Words rebiased = magnitude + (112u << 23);  // float's exponent bias less half's
+  const Vec<float> subnormal = __builtin_convertvector(bits & 0x3ff, Vec<float>) * 0x1p-24f;
+  const Words finite = magnitude < (1u << 23) ? (Words)subnormal : rebiased;
+  const Words all = magnitude < (31u << 23) ? finite : rebiased + (112u << 23);  // infinity and NaN
+  return (Vec<float>)(all | (bits & 0x8000) << 16);
+}
+
+// w², or 0 where the mask is 0 whatever w holds. `i` is the position in the weight, `n` how many are left in
+// its row.
+template <class weight>
+[[gnu::always_inline]] inline Vec<Path<weight>> squares(const weight* w, const uint8_t* mask, int64_t i,
+                                                        int64_t n) {
+  using path = Path<weight>;
+  const Vec<path> value = values(w + i, n);
+  const Vec<path> square = value * value;
+  if (mask == nullptr) return square;
+  using Bytes = typename VectorOf<uint8_t, lanes<path>>::type;
+  const Vec<path> kept = __builtin_convertvector(load<Bytes>(mask + i, n), Vec<path>);
+  return kept != 0 ? square : Vec<path>{};
+}
+
+}  // namespace px::cpu::PX_ISA

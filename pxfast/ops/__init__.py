@@ -1,0 +1,5 @@
+"""The operations that native kernels carry out, each with its PyTorch twin of the same name in `pxfast.reference`."""
+
+from pxfast.ops.squared_linear import squared_linear, squared_linear_backward
+
+__all__ = ["squared_linear", "squared_linear_backward"]

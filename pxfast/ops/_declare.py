@@ -1,0 +1,35 @@
+"""Declares operators: schema, what a call returns without computing it, and what runs where no kernel was built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pxfast import _native
+
+_library = torch.library.Library("pxfast", "FRAGMENT")
+
+
+def declare(schema: str, fake: Callable[..., Any], reference: Callable[..., Any]) -> None:
+    """Declare ``torch.ops.pxfast.<name>``. csrc/binding.cpp implements it for the devices that have a kernel.
+
+    Args:
+        schema: name, parameters and results, in torch's notation.
+        fake: checks the arguments and returns empty results; torch.compile and meta tensors run it.
+        reference: the op in plain PyTorch. It runs, after `fake` has checked the arguments, on tensors of every
+            device that has no kernel, and says so once.
+    """
+    name = schema.partition("(")[0]
+
+    def fallback(*args: Any, **kwargs: Any) -> Any:
+        fake(*args, **kwargs)
+        device = next(a.device.type for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
+        _native.warn_of_fallback(device)
+        return reference(*args, **kwargs)
+
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _library.impl(name, fallback, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"pxfast::{name}", fake, lib=_library)
