@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from pxfast.reference.paths import Concat, Sum
-
+from pxfast.reference.units import Concat, Sum
 
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 

@@ -13,7 +13,9 @@ ResNet-50 stay within range (about 10^50 and 10^123), ResNet-152 does not and is
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -76,17 +78,15 @@ def evaluate(
         s = _activation(traced, batches)
         kernel = _kernel(traced, batches[0].shape[1:])
         g = kernel.output[0]
-        terms = Terms(kernel, (s * g).sum())
+        terms = Terms.of(kernel, (s * g).sum())
     elif criterion == "px-joint":
-        g = None
-        for number, x in enumerate(batches):
+        s, g, parts = torch.zeros((), dtype=torch.float64), None, []
+        for x in batches:
             joint = Auxiliary(traced, gated=True, weighted=True, real=Real.of(traced, x))
             joint.run(x**2)
-            batch = Terms(joint, joint.output.sum())
-            if number == 0:
-                s, terms = joint.output.detach().sum(0), batch
-            else:
-                s, terms = s + joint.output.detach().sum(0), terms + batch
+            s = s + joint.output.detach().sum(0)
+            parts.append(Terms.of(joint, joint.output.sum()))
+        terms = functools.reduce(operator.add, parts)
     else:
         raise ValueError(f"criterion must be 'px' or 'px-joint', got {criterion!r}")
     if not (math.isfinite(terms.total) and terms.total > 0):
@@ -161,50 +161,66 @@ def _kernel(traced: Traced, input_shape: tuple[int, ...]) -> Auxiliary:
     return g
 
 
+@dataclass
 class Terms:
-    """What one differentiated network contributes to the scores; those of batches are added.
+    """What one differentiated network contributes to the scores; those of batches add up.
 
     A weight that only shapes a gate (squeeze-and-excite, gated linear units) lies on no value path.
-    For every product gate · value of the network, ℓ is the sum of the path sums that open the gate;
-    the weights behind it get θ²∂ℓ/∂θ² · mass/ℓ, where the mass is the total of the gated branch.
+    For every product gate · value of the network, L is the sum of the path sums that open the gate;
+    the weights behind it get θ² ∂L/∂(θ²) · mass/L, where the mass is the total of the value branch.
     """
 
-    def __init__(self, net: Auxiliary, total: Tensor) -> None:
-        """Differentiate `total` = R or J, and every ℓ, by the squared weights of `net`."""
-        gated = [output for output, _ in net.products]
-        (*gradients,) = torch.autograd.grad(
-            total, [*net.squares.values(), *gated], retain_graph=True, allow_unused=True
+    total: float  # R or J
+    main: dict[str, Tensor]  # θ² ∂total/∂(θ²)
+    masses: list[float]  # for every product, the part of the total that goes through it
+    opening: list[float]  # for every product, L
+    side: list[dict[str, Tensor]]  # for every product, θ² ∂L/∂(θ²)
+
+    @classmethod
+    def of(cls, net: Auxiliary, total: Tensor) -> Terms:
+        """Differentiate `total` and every L by the squared weights of `net`."""
+        leaves = list(net.squares.values())
+        outputs = [output for output, _ in net.products]
+        openings = [opening for _, opening in net.products]
+        gradients = torch.autograd.grad(
+            total, [*leaves, *outputs], retain_graph=True, allow_unused=True
         )
-        self.total = float(total.detach())
-        self.main = _by_name(net, gradients[: len(net.squares)])
-        self.masses = [
-            0.0 if cotangent is None else float((output * cotangent).sum().detach())
-            for output, cotangent in zip(gated, gradients[len(net.squares) :], strict=True)
-        ]
-        self.opening = [float(opening.detach()) for _, opening in net.products]
-        self.side = [
-            _by_name(net, torch.autograd.grad(opening, list(net.squares.values()),
-                                              retain_graph=True, allow_unused=True))
-            for _, opening in net.products
-        ]  # fmt: skip
+        cotangents = gradients[len(leaves) :]
+        return cls(
+            total=total.item(),
+            main=_by_name(net, gradients[: len(leaves)]),
+            masses=[
+                0.0 if cotangent is None else (output * cotangent).sum().item()
+                for output, cotangent in zip(outputs, cotangents, strict=True)
+            ],
+            opening=[opening.item() for opening in openings],
+            side=[
+                _by_name(net, torch.autograd.grad(L, leaves, retain_graph=True, allow_unused=True))
+                for L in openings
+            ],
+        )
 
     def __add__(self, other: Terms) -> Terms:
-        """Add the terms of another batch."""
-        self.total += other.total
-        self.masses = [a + b for a, b in zip(self.masses, other.masses, strict=True)]
-        self.opening = [a + b for a, b in zip(self.opening, other.opening, strict=True)]
-        for mine, theirs in zip([self.main, *self.side], [other.main, *other.side], strict=True):
-            for name in mine:
-                mine[name] = mine[name] + theirs[name]
-        return self
+        """Return the terms of both batches."""
+
+        def plus(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {name: mine[name] + theirs[name] for name in mine}
+
+        return Terms(
+            self.total + other.total,
+            plus(self.main, other.main),
+            [a + b for a, b in zip(self.masses, other.masses, strict=True)],
+            [a + b for a, b in zip(self.opening, other.opening, strict=True)],
+            [plus(a, b) for a, b in zip(self.side, other.side, strict=True)],
+        )
 
     def scores(self, traced: Traced, input_shape: tuple[int, ...]) -> dict[str, Tensor]:
         """Return S/R by name in the model's order: value paths, then side rows."""
         scores = dict(self.main)
         rows = _side_rows(traced, input_shape) if self.side else {}
-        for terms, opening, mass in zip(self.side, self.opening, self.masses, strict=True):
+        for terms, L, mass in zip(self.side, self.opening, self.masses, strict=True):
             for name, term in terms.items():
-                share = term * rows[name] * (mass / opening if opening else 0.0)
+                share = term * rows[name] * (mass / L if L else 0.0)
                 scores[name] = scores.get(name, 0.0) + share
         return {name: scores[name] / self.total for name in traced.order if name in scores}
 

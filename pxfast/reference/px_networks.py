@@ -277,6 +277,8 @@ class Auxiliary(fx.Interpreter):
         if _in_place(n, call.function):
             self.env[n.args[0]] = result
         if rule is multiply and call.kinds == (PATH, PATH):
+            if self.weighted and not result.requires_grad:
+                result.requires_grad_()  # its cotangent is asked for
             self.products.append((result, self._opening(n.args[self.gate_of(call)])))
         return result
 
@@ -340,7 +342,7 @@ class Auxiliary(fx.Interpreter):
         return node if RULES.get(self.traced.key(node)) is activation else None
 
     def _opening(self, gate: fx.Node) -> Tensor:
-        """Return ℓ: the sum of the path sums at the input of the gate's activation."""
+        """Return L: the sum of the path sums at the input of the gate's activation."""
         opened = self._activation_before(gate)
         return self.env[gate if opened is None else opened.args[0]].sum()
 
