@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 Work = Callable[[], object]
@@ -69,10 +70,13 @@ def peak_memory(prepare: Callable[..., Work], **arguments: object) -> float:
         arguments: what `prepare` is called with.
     """
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak_memory_here, (prepare, arguments))
+        return pool.apply(_peak_memory_here, (prepare, arguments, torch.get_num_threads()))
 
 
-def _peak_memory_here(prepare: Callable[..., Work], arguments: Mapping[str, object]) -> float:
+def _peak_memory_here(
+    prepare: Callable[..., Work], arguments: Mapping[str, object], threads: int
+) -> float:
+    torch.set_num_threads(threads)
     prepare(small=True, **arguments)()
     job = prepare(small=False, **arguments)
     _return_free_memory()
@@ -90,7 +94,7 @@ def _return_free_memory() -> None:
 
 
 def _status_mib(field: str) -> float:
-    for line in Path("/proc/self/status").read_text().splitlines():
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) / 1024
     raise RuntimeError(f"/proc/self/status has no {field}: peak memory needs Linux")

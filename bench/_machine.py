@@ -34,21 +34,11 @@ def machine() -> dict[str, object]:
     }
 
 
-def machine_line(facts: dict[str, object]) -> str:
-    """Return the machine line of a result, in words."""
-    uncommitted = " with uncommitted changes" if facts["uncommitted"] else ""
-    return (
-        f"{facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads, "
-        f"torch {facts['torch']}, pxfast {facts['pxfast']} at {str(facts['commit'])[:10]}"
-        f"{uncommitted}, {facts['date']}"
-    )
-
-
 def _cpu_model() -> str:
     """Return the processor's name as the system reports it."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
+        for line in cpuinfo.read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()

@@ -35,18 +35,28 @@ class Result:
         """Write the result to `<job>-<subject>-<device>.json` and return the path."""
         path = folder / f"{self.job}-{self.subject}-{self.machine['device']}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n")
+        path.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         return path
 
 
 def load(path: Path) -> Result:
     """Read a result that `Result.save` wrote."""
-    return Result(**json.loads(path.read_text()))
+    return Result(**json.loads(path.read_text(encoding="utf-8")))
 
 
 def load_all(folder: Path = RESULTS) -> list[Result]:
     """Read every result in a folder, in the order of their file names."""
     return [load(path) for path in sorted(folder.glob("*.json"))]
+
+
+def machine_line(facts: Mapping[str, object]) -> str:
+    """Return the machine line of a result, in words."""
+    uncommitted = " with uncommitted changes" if facts["uncommitted"] else ""
+    return (
+        f"{facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads, "
+        f"torch {facts['torch']}, pxfast {facts['pxfast']} at {str(facts['commit'])[:10]}"
+        f"{uncommitted}, {facts['date']}"
+    )
 
 
 def markdown(rows: Sequence[Mapping[str, object]]) -> str:

@@ -19,8 +19,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench._machine import ROOT, machine, machine_line
-from bench._result import RESULTS, Result, markdown
+from bench._machine import ROOT, machine
+from bench._result import RESULTS, Result, machine_line, markdown
 
 
 def jobs() -> dict[str, ModuleType]:
