@@ -1,0 +1,134 @@
+"""Scores: one number per weight, the higher the more it is worth keeping."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from pxfast.errors import FileFormatError, MaskError, RangeError
+from pxfast.selection.budget import budgets, keep_highest, resolve_density
+from pxfast.selection.files import read_tensors, write_tensors
+from pxfast.selection.masks import Masks, as_mask
+from pxfast.selection.named import NamedTensors
+
+KIND = "pxfast.scores"
+
+
+class Scores(NamedTensors):
+    """Scores by the name of their weight, in the model's parameter order.
+
+    `pxfast.score` returns them; scores made by any other criterion serve as well.
+
+    Args:
+        mapping: Finite floating tensors by weight name (``"layer1.0.conv1.weight"``), each of its
+            weight's shape. The order decides ties.
+        provenance: How they were made; goes into the masks and their file. Values that JSON can
+            hold.
+
+    Raises:
+        TypeError: If a value is not a dense floating tensor.
+        RangeError: If a tensor holds NaN or infinity.
+
+    Example:
+        >>> scores = Scores({"fc.weight": torch.tensor([[0.3, 0.1], [0.2, 0.4]])})
+        >>> scores.masks(density=0.5)["fc.weight"]
+        tensor([[ True, False],
+                [False,  True]])
+    """
+
+    def _checked(self, name: str, tensor: Tensor) -> Tensor:
+        tensor = super()._checked(name, tensor)
+        if not tensor.is_floating_point():
+            raise TypeError(f"Scores: '{name}' must be a floating tensor, got {tensor.dtype}")
+        finite = torch.isfinite(tensor)
+        if not bool(finite.all()):
+            bad = tensor.numel() - int(finite.count_nonzero())
+            raise RangeError(
+                f"Scores: '{name}' has {bad} NaN or infinite of {tensor.numel()} scores, which "
+                f"have no order. Look for NaN in the weights or the data, or for overflow"
+            )
+        return tensor
+
+    def totals(self) -> dict[str, float]:
+        """Returns the sum of each layer's scores, summed in float64."""
+        return {name: float(score.sum(dtype=torch.float64)) for name, score in self.items()}
+
+    def masks(
+        self,
+        *,
+        density: float | None = None,
+        sparsity: float | None = None,
+        scope: str = "global",
+        masks: Mapping[str, Tensor] | None = None,
+    ) -> Masks:
+        """Keeps the highest scores, exactly as many as asked for.
+
+        ``round(density * total)`` weights are kept. Of equal scores the earlier in parameter order
+        stays, on every device alike.
+
+        Args:
+            density: Fraction of the weights to keep, in (0, 1].
+            sparsity: Fraction of the weights to remove, instead of `density`.
+            scope: "global": all weights compete; "layer": each layer keeps its own fraction.
+            masks: Earlier masks by name. What they removed never returns, whatever its score.
+
+        Returns:
+            Masks of the same names and shapes, on the scores' devices.
+
+        Raises:
+            ValueError: If not exactly one of density and sparsity is given, or out of its range.
+            MaskError: If `masks` do not fit, or the density keeps no weight or more than are alive.
+        """
+        kept_fraction = resolve_density(density, sparsity)
+        alive = self._alive(masks or {})
+        shares = budgets(self, kept_fraction, scope, alive)
+        for share in shares:
+            share.check()
+        provenance = {**self.provenance, "density": kept_fraction, "scope": scope}
+        return Masks(keep_highest(self, shares, alive), provenance)
+
+    def _alive(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Returns earlier masks as bool tensors that fit these scores."""
+        if unknown := [name for name in masks if name not in self]:
+            raise MaskError(
+                f"masks= names weights that have no score: {', '.join(unknown)}. "
+                f"Scored are: {', '.join(self)}"
+            )
+        alive = {name: as_mask(name, mask) for name, mask in masks.items()}
+        for name, mask in alive.items():
+            if mask.shape != self[name].shape:
+                raise MaskError(
+                    f"masks= has shape {list(mask.shape)} for '{name}', "
+                    f"expected the scores' shape {list(self[name].shape)}"
+                )
+        return alive
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the scores as safetensors, atomically: the file is whole or as it was before.
+
+        Raises:
+            OSError: If the file cannot be written.
+        """
+        content = {"names": list(self), "provenance": self.provenance}
+        write_tensors(path, KIND, dict(self), content)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Scores:
+        """Reads scores that `save` wrote, onto the CPU.
+
+        Raises:
+            FileFormatError: If the file is damaged, truncated or not one of scores.
+            OSError: If it cannot be read.
+        """
+        tensors, content = read_tensors(path, KIND)
+        names = content.get("names")
+        if not isinstance(names, list) or set(names) != set(tensors):
+            raise FileFormatError(f"{path}: the list of names does not match the tensors")
+        return cls({name: tensors[name] for name in names}, content.get("provenance"))
+
+    def __repr__(self) -> str:
+        criterion = self.provenance.get("criterion", "unknown criterion")
+        return f"Scores({len(self)} layers, {self.total:,} weights, {criterion})"
