@@ -6,13 +6,13 @@ masks = pxfast.prune(model, data, density=0.02)   # 100 rounds, as the paper doe
 """
 
 from pxfast import errors, models, ops
+from pxfast._version import __version__
 from pxfast.data import balanced_subset
 from pxfast.paths.registry import rule
 from pxfast.pruning import prune
 from pxfast.scoring import score
 from pxfast.selection.masks import Masks
 from pxfast.selection.scores import Scores
-from pxfast._version import __version__
 
 __all__ = [
     "Masks",

@@ -1,7 +1,7 @@
 """How data reaches the model: loaders, tensors, (x, y) tuples, dictionaries.
 
-A tensor, a tuple or a dictionary is one batch; a list or any other iterable is a sequence of batches. Inside a batch
-the inputs come first; labels are left out.
+A tensor, a tuple or a dictionary is one batch; a list or any other iterable is a sequence of
+batches. Inside a batch the inputs come first; labels are left out.
 """
 
 from __future__ import annotations
@@ -34,11 +34,7 @@ class Batch(NamedTuple):
         size = self.size
 
         def cut(tensor: Tensor) -> Tensor:
-            return (
-                tensor[start:stop]
-                if tensor.dim() and tensor.shape[0] == size
-                else tensor
-            )
+            return tensor[start:stop] if tensor.dim() and tensor.shape[0] == size else tensor
 
         return Batch(*tree_map_only(Tensor, cut, (self.args, self.kwargs)))
 
@@ -64,7 +60,8 @@ def batches(data: Any) -> Iterator[Batch]:
         tensors = inputs(batch)
         if not tensors:
             raise DataError(
-                f"data: batch {count} holds no floating-point tensor; expected images (or other real-valued inputs) "
+                f"data: batch {count} holds no floating-point tensor; expected images (or other "
+                f"real-valued inputs) "
                 f"first, got {type(item).__name__}"
             )
         if tensors[0].dim() == 0 or tensors[0].shape[0] == 0:
@@ -81,7 +78,8 @@ def _sequence(data: Any) -> Any:
         return [data]
     if isinstance(data, (str, bytes)) or not hasattr(data, "__iter__"):
         raise DataError(
-            f"data: expected a tensor, an (inputs, labels) tuple, a dictionary or an iterable of such batches, got "
+            f"data: expected a tensor, an (inputs, labels) tuple, a dictionary or an iterable "
+            f"of such batches, got "
             f"{type(data).__name__}"
         )
     return data
@@ -91,16 +89,15 @@ def _as_batch(item: Any) -> Batch:
     if isinstance(item, Tensor):
         return Batch((item,), {})
     if isinstance(item, Mapping):
-        return Batch(
-            (), {str(key): value for key, value in item.items() if key not in LABELS}
-        )
+        return Batch((), {str(key): value for key, value in item.items() if key not in LABELS})
     if isinstance(item, (tuple, list)) and item:
         first = item[0]
         if isinstance(first, Mapping):
             return _as_batch(first)
         return Batch(tuple(first) if isinstance(first, (tuple, list)) else (first,), {})
     raise DataError(
-        f"data: a batch must be a tensor, an (inputs, labels) pair or a dictionary, got {type(item).__name__}"
+        f"data: a batch must be a tensor, an (inputs, labels) pair or a dictionary, got "
+        f"{type(item).__name__}"
     )
 
 
@@ -122,9 +119,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     )
 
 
-def cannot_run(
-    model: nn.Module, batch: Batch, number: int, error: Exception
-) -> DataError:
+def cannot_run(model: nn.Module, batch: Batch, number: int, error: Exception) -> DataError:
     """The error for a batch that the model's forward refuses."""
     shapes = [list(tensor.shape) for tensor in inputs(batch)]
     return DataError(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from pxfast._version import __version__
 from pxfast.batches import Batch, batches
 from pxfast.errors import MaskError, PxfastError, RangeError
 from pxfast.paths.names import named_weights
@@ -21,7 +22,6 @@ from pxfast.paths.pathsum import PathSum
 from pxfast.paths.weights import Weights
 from pxfast.rng import preserved_rng
 from pxfast.selection.scores import Scores
-from pxfast._version import __version__
 
 Choice = str | nn.Module | Iterable[str | nn.Module] | None
 CRITERIA = ("px", "px-joint")
@@ -44,29 +44,35 @@ def score(
 ) -> Scores:
     """Score every prunable weight by how much the trace of the Neural Tangent Kernel depends on it.
 
-    The model runs its own forward, in evaluation mode, on path tensors; it is left exactly as it was.
+    The model runs its own forward, in evaluation mode, on path tensors; it is left exactly as it
+    was.
 
     Args:
-        model: any network whose operations have rules (``pxfast.rule`` adds more). Models wrapped by torch.compile,
-            DistributedDataParallel or DataParallel are unwrapped.
-        data: a tensor, an ``(inputs, labels)`` tuple or a dictionary is one batch; a loader, a list or any other
-            iterable is a sequence of batches. Labels are not used.
-        criterion: ``"px"``, the paper's S/R (docs/method.md, section 2), or ``"px-joint"``, which keeps weights and
-            data inside one sum over paths (section 3).
-        masks: 0/1 tensors by weight name (missing names: all ones), on top of the model's own masks.
-        batchnorm: normalise with BatchNorm's ``"running"`` statistics, or with those of each batch (``"data"``): for
-            px-joint on pretrained networks at high sparsity. The result then depends on how the data is batched.
-        include: names, globs or modules whose weights are scored (default: all linear and convolution weights).
+        model: any network whose operations have rules (``pxfast.rule`` adds more). Models wrapped
+            by torch.compile, DistributedDataParallel or DataParallel are unwrapped.
+        data: a tensor, an ``(inputs, labels)`` tuple or a dictionary is one batch; a loader, a list
+            or any other iterable is a sequence of batches. Labels are not used.
+        criterion: ``"px"``, the paper's S/R (docs/method.md, section 2), or ``"px-joint"``, which
+            keeps weights and data inside one sum over paths (section 3).
+        masks: 0/1 tensors by weight name (missing names: all ones), on top of the model's own
+            masks.
+        batchnorm: normalise with BatchNorm's ``"running"`` statistics, or with those of each batch
+            (``"data"``): for px-joint on pretrained networks at high sparsity. The result then
+            depends on how the data is batched.
+        include: names, globs or modules whose weights are scored (default: all linear and
+            convolution weights).
         exclude: names, globs or modules whose weights are left out.
-        output: which output counts: a key, an index or a function of the model's result. Default: all floating-point
-            outputs together, ``logits`` alone if present.
-        dtype: torch.bfloat16 or torch.float16 runs the forward under autocast; path sums stay float32 (float64 for
-            float64 models).
-        max_memory: bytes of activations to stay under, by splitting batches (not with ``batchnorm="data"``).
+        output: which output counts: a key, an index or a function of the model's result. Default:
+            all floating-point outputs together, ``logits`` alone if present.
+        dtype: torch.bfloat16 or torch.float16 runs the forward under autocast; path sums stay
+            float32 (float64 for float64 models).
+        max_memory: bytes of activations to stay under, by splitting batches (not with
+            ``batchnorm="data"``).
         progress: show a progress bar over the batches. Default: only on a terminal.
 
     Returns:
-        Scores: S/R per weight, float32 (float64 for float64 models), non-negative, in the model's parameter order;
+        Scores: S/R per weight, float32 (float64 for float64 models), non-negative, in the model's
+            parameter order;
         exactly 0 where masked. ``scores.provenance`` says how they were made.
 
     Raises:
@@ -75,14 +81,16 @@ def score(
         MaskError: masks do not fit the model.
         RangeError: no path reaches the output, or path sums left the range.
 
-    Source: Iurada, Ciccone, Tommasi, CVPR 2024, arXiv 2406.01820, equations of section 3; px-joint is pxfast's own.
+    Source: Iurada, Ciccone, Tommasi, CVPR 2024, arXiv 2406.01820, equations of section 3; px-joint
+    is pxfast's own.
 
     Example:
         >>> import torch, pxfast
-        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8,
+        2))
         >>> scores = pxfast.score(model, torch.randn(16, 4))
-        >>> [round(total, 4) for total in scores.totals().values()]  # a layer that cuts all paths holds them all
-        [1.0, 1.0]
+        >>> [round(total, 4) for total in scores.totals().values()]  # a layer that cuts all paths
+        holds them all [1.0, 1.0]
     """
     model = unwrapped(model)
     _check_options(criterion, batchnorm, dtype, max_memory)
@@ -91,12 +99,8 @@ def score(
     masks = {} if masks is None else masks
     _check_masks(model, masks)
     weights = Weights(model, masks, scored, path_dtype)
-    device = next(
-        (parameter.device for parameter in model.parameters()), torch.device("cpu")
-    )
-    passes = Passes(
-        model, weights, device, path_dtype, batchnorm, output, dtype, max_memory
-    )
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    passes = Passes(model, weights, device, path_dtype, batchnorm, output, dtype, max_memory)
     with evaluation(model), preserved_rng(data), torch.inference_mode(False):
         run = _px if criterion == "px" else _joint
         provenance = {
@@ -111,20 +115,23 @@ def score(
 def _px(passes: Passes, data: Any, progress: bool | None) -> dict[str, Any]:
     """The data pass (unless the data cancels), then the kernel pass."""
     first, stream = _peek(batches(_bar(data, progress)))
-    if passes.data_cancels(first):
+    if _some_layer_unmasked(passes.weights) and passes.data_cancels(first):
         sums: list[PathSum] | None = None
         how = "skipped: every output has the same path activation, so the data cancels from S/R"
     else:
         sums, how = passes.activation(stream), "run"
     log2 = passes.kernel(first, sums)
-    _check_underflow(
-        passes, lambda: passes.kernel(first, None if sums is None else _signs(sums))
-    )
+    _check_underflow(passes, lambda: passes.kernel(first, None if sums is None else _signs(sums)))
     return {
         "samples": passes.samples or _sample_count(data),
         "data_pass": how,
         "log2_R": log2,
     }
+
+
+def _some_layer_unmasked(weights: Weights) -> bool:
+    """Whether the data can cancel at all: the last layer would have to keep every weight."""
+    return any(weights.keeps_all(name) for name in layer_weights(weights.model))
 
 
 def _joint(passes: Passes, data: Any, progress: bool | None) -> dict[str, Any]:
@@ -136,10 +143,12 @@ def _joint(passes: Passes, data: Any, progress: bool | None) -> dict[str, Any]:
 
 
 def _check_underflow(passes: Passes, again: Callable[[], Any]) -> None:
-    """Refuse a layer whose scores are all 0 although paths run through it: its total left the range of the dtype.
+    """Refuse a layer whose scores are all 0 although paths run through it: its total left the range
+    of the dtype.
 
-    Only where a layer that keeps weights has nothing but zeros is the pass repeated, with every weight that is not 0
-    counted as 1, to see whether there are paths at all (an empty residual branch has none).
+    Only where a layer that keeps weights has nothing but zeros is the pass repeated, with every
+    weight that is not 0 counted as 1, to see whether there are paths at all (an empty residual
+    branch has none).
     """
     weights = passes.weights
     empty = [
@@ -158,14 +167,13 @@ def _check_underflow(passes: Passes, again: Callable[[], Any]) -> None:
     weights.saliency, weights.used, weights.reached = kept[0], kept[1], kept[2]
     if lost:
         raise RangeError(
-            f"the scores of {', '.join(lost)} underflow: all of them are below the range of {passes.dtype} next to "
+            f"the scores of {', '.join(lost)} underflow: all of them are below the range of "
+            f"{passes.dtype} next to "
             "the others. Rescale the layer, or score the model in float64 (model.double())."
         )
 
 
-def _assembled(
-    model: nn.Module, weights: Weights, provenance: dict[str, Any]
-) -> Scores:
+def _assembled(model: nn.Module, weights: Weights, provenance: dict[str, Any]) -> Scores:
     """Scores in parameter order, what was left out, and what rounded to 0."""
     names = [name for name, _ in named_weights(model)]
     scored = [
@@ -173,20 +181,13 @@ def _assembled(
         for name in dict.fromkeys(names)
         if name in weights.reached and name in weights.saliency
     ]
-    known = set(weights.saliency) | {
-        name for name in layer_weights(model) if weights.scored(name)
-    }
-    unused = [
-        name for name in dict.fromkeys(names) if name in known and name not in scored
-    ]
+    known = set(weights.saliency) | {name for name in layer_weights(model) if weights.scored(name)}
+    unused = [name for name in dict.fromkeys(names) if name in known and name not in scored]
     if not scored:
         raise PxfastError(
-            "there are no prunable weights: no weight of a linear or convolution layer reaches the output"
-            + (
-                " (of those that include= and exclude= leave)."
-                if known or names
-                else "."
-            )
+            "there are no prunable weights: no weight of a linear or convolution layer reaches "
+            "the output"
+            + (" (of those that include= and exclude= leave)." if known or names else ".")
         )
     if unused:
         warnings.warn(
@@ -196,10 +197,7 @@ def _assembled(
     underflowed = {}
     for name in scored:
         count = int(
-            (
-                (weights.used[name].theta.to(weights.dtype).square() == 0)
-                & weights.alive(name)
-            ).sum()
+            ((weights.used[name].theta.to(weights.dtype).square() == 0) & weights.alive(name)).sum()
         )
         if count:
             underflowed[name] = count
@@ -207,7 +205,7 @@ def _assembled(
     return Scores({name: weights.saliency[name] for name in scored}, provenance)
 
 
-# ---- the model -------------------------------------------------------------------------------------------------
+# ---- the model -----------------------------------------------------------------------------------
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -217,13 +215,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
         TypeError: not a module, or a ScriptModule, whose operations cannot be followed.
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"model: expected a torch.nn.Module, got {type(model).__name__}"
-        )
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     while True:
         if isinstance(model, torch.jit.ScriptModule):
             raise TypeError(
-                "model: a scripted or traced module cannot be scored, since its operations cannot be followed; "
+                "model: a scripted or traced module cannot be scored, since its operations "
+                "cannot be followed; "
                 "give the original nn.Module"
             )
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
@@ -236,7 +233,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 @contextlib.contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and each module's own mode again afterwards, also when an exception passes."""
+    """Evaluation mode, and each module's own mode again afterwards, also when an exception
+    passes."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         for module, _ in modes:
@@ -268,19 +266,14 @@ def check_weights(model: nn.Module) -> torch.dtype:
 
 def layer_weights(model: nn.Module) -> list[str]:
     """Names of the weights of linear and convolution layers, in parameter order."""
-    owners = {
-        name for name, module in model.named_modules() if isinstance(module, _LAYERS)
-    }
+    owners = {name for name, module in model.named_modules() if isinstance(module, _LAYERS)}
     names = dict.fromkeys(name for name, _ in named_weights(model))
-    return [
-        name
-        for name in names
-        if name.rpartition(".")[0] in owners and name.endswith("weight")
-    ]
+    return [name for name in names if name.rpartition(".")[0] in owners and name.endswith("weight")]
 
 
 def chosen(model: nn.Module, include: Choice, exclude: Choice) -> Callable[[str], bool]:
-    """Which weights get scores: those that ``include`` names (default: all) and ``exclude`` does not.
+    """Which weights get scores: those that ``include`` names (default: all) and ``exclude`` does
+    not.
 
     Raises:
         PxfastError: a name, glob or module that matches nothing.
@@ -291,9 +284,7 @@ def chosen(model: nn.Module, include: Choice, exclude: Choice) -> Callable[[str]
     return lambda name: (included is None or name in included) and name not in excluded
 
 
-def _matching(
-    model: nn.Module, names: set[str], choice: Choice, option: str
-) -> set[str]:
+def _matching(model: nn.Module, names: set[str], choice: Choice, option: str) -> set[str]:
     if choice is None:
         return set()
     choices = [choice] if isinstance(choice, (str, nn.Module)) else list(choice)
@@ -301,38 +292,27 @@ def _matching(
     for pattern in choices:
         if isinstance(pattern, nn.Module):
             own = {id(parameter) for parameter in pattern.parameters()}
-            matches = {
-                name for name, parameter in named_weights(model) if id(parameter) in own
-            }
+            matches = {name for name, parameter in named_weights(model) if id(parameter) in own}
         else:
             matches = {
-                n
-                for n in names
-                if fnmatch.fnmatchcase(n, pattern) or n.startswith(f"{pattern}.")
+                n for n in names if fnmatch.fnmatchcase(n, pattern) or n.startswith(f"{pattern}.")
             }
         if not matches:
-            what = (
-                type(pattern).__name__
-                if isinstance(pattern, nn.Module)
-                else repr(pattern)
-            )
-            raise PxfastError(
-                f"{option}: {what} matches no weight of the model, as in {', '.join(sorted(names)[:3])}"
-            )
+            what = type(pattern).__name__ if isinstance(pattern, nn.Module) else repr(pattern)
+            examples = ", ".join(sorted(names)[:3])
+            raise PxfastError(f"{option}: {what} matches no weight of the model, as in {examples}")
         found |= matches
     return found
 
 
-# ---- options and data ------------------------------------------------------------------------------------------
+# ---- options and data ----------------------------------------------------------------------------
 
 
 def _check_options(
     criterion: str, batchnorm: str, dtype: torch.dtype | None, max_memory: int | None
 ) -> None:
     if criterion not in CRITERIA:
-        raise PxfastError(
-            f"criterion: expected one of {', '.join(CRITERIA)}, got {criterion!r}"
-        )
+        raise PxfastError(f"criterion: expected one of {', '.join(CRITERIA)}, got {criterion!r}")
     if batchnorm not in ("running", "data"):
         raise PxfastError(f'batchnorm: expected "running" or "data", got {batchnorm!r}')
     if dtype not in (None, torch.bfloat16, torch.float16):
@@ -340,9 +320,7 @@ def _check_options(
             f"dtype: expected torch.bfloat16 or torch.float16 (autocast) or None, got {dtype}"
         )
     if max_memory is not None and max_memory <= 0:
-        raise PxfastError(
-            f"max_memory: expected a positive number of bytes, got {max_memory}"
-        )
+        raise PxfastError(f"max_memory: expected a positive number of bytes, got {max_memory}")
 
 
 def _check_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
@@ -350,7 +328,8 @@ def _check_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     unknown = [name for name in masks if name not in names]
     if unknown:
         raise MaskError(
-            f"masks: {', '.join(map(repr, unknown[:3]))} is not a weight of the model; its weights are named like "
+            f"masks: {', '.join(map(repr, unknown[:3]))} is not a weight of the model; its "
+            f"weights are named like "
             f"{', '.join(sorted(names)[:3])}"
         )
 
@@ -368,9 +347,7 @@ def _peek(stream: Iterator[Batch]) -> tuple[Batch, Iterator[Batch]]:
 
 def _bar(data: Any, progress: bool | None) -> Any:
     """A progress bar over the batches, if there are several."""
-    if isinstance(data, (Tensor, tuple, Mapping, str, bytes)) or not hasattr(
-        data, "__iter__"
-    ):
+    if isinstance(data, (Tensor, tuple, Mapping, str, bytes)) or not hasattr(data, "__iter__"):
         return data
     return tqdm(
         data,

@@ -1,4 +1,5 @@
-"""Names of weights: the module attribute, wherever a parametrisation or torch.nn.utils.prune keeps the tensor."""
+"""Names of weights: the module attribute, wherever a parametrisation or torch.nn.utils.prune keeps
+the tensor."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from torch.nn.utils import parametrize
 
 
 def named_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Parameters under their canonical names, in the model's parameter order; tied parameters once."""
+    """Parameters under their canonical names, in the model's parameter order; tied parameters
+    once."""
     seen: set[int] = set()
     for prefix, module in model.named_modules(remove_duplicate=True):
         for attribute, parameter in module._parameters.items():
@@ -20,19 +22,16 @@ def named_weights(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def canonical_name(prefix: str, module: nn.Module, attribute: str) -> str:
-    """``layer.weight`` for ``layer.weight``, ``layer.weight_orig`` and ``layer.parametrizations.weight.original``."""
+    """``layer.weight`` for ``layer.weight``, ``layer.weight_orig`` and
+    ``layer.parametrizations.weight.original``."""
     if isinstance(module, parametrize.ParametrizationList):
         owner, _, name = prefix.rpartition("parametrizations.")
         return owner + name
     name = attribute.removesuffix("_orig")
     if name != attribute and f"{name}_mask" in module._buffers:
         attribute = name
-    elif (
-        attribute.endswith(("_v", "_g")) and f"{attribute[:-2]}_v" in module._parameters
-    ):
-        attribute = (
-            attribute[:-2] if f"{attribute[:-2]}_g" in module._parameters else attribute
-        )
+    elif attribute.endswith(("_v", "_g")) and f"{attribute[:-2]}_v" in module._parameters:
+        attribute = attribute[:-2] if f"{attribute[:-2]}_g" in module._parameters else attribute
     return f"{prefix}.{attribute}" if prefix else attribute
 
 

@@ -1,4 +1,5 @@
-"""Network: which of the auxiliary networks of SPEC h, g or J a pass computes, and the arithmetic rules share.
+"""Network: which of the auxiliary networks of SPEC h, g or J a pass computes, and the arithmetic
+rules share.
 
 ================  ===========================  ==============================  =================
 network           squared gates of the data    weights enter as                input path sum
@@ -18,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 
 from pxfast.paths.pathsum import PathSum
 
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 
 class NeedsValuesError(Exception):
-    """The model's forward looked at values in a pass that was run on shapes alone; the pass is run again with them."""
+    """The model's forward looked at values in a pass that was run on shapes alone; the pass is run
+    again with them."""
 
 
 @dataclass
@@ -39,14 +40,17 @@ class Network:
         weights: the model's weights, their masks and the score buffers.
         gates: multiply path sums by the squared gates of the data (h, J).
         squares: weights enter as θ²·M (g, J), otherwise as M (h).
-        values: compute the model's values. Without them the forward runs on the meta device (shapes alone).
+        values: compute the model's values. Without them the forward runs on the meta device (shapes
+            alone).
         differentiate: record the path arithmetic for the backward that accumulates scores.
         batchnorm: whether BatchNorm normalises with its running statistics or the batch's.
         device: where path sums live.
         dtype: of path sums, float32 or float64.
         autocast: dtype of the forward's values under autocast, or None.
-        bytes: what the PathTensors made so far would hold, an upper bound of the pass's activation memory.
-        anchor: requires grad, so that the backward also reaches the first layer, whose input needs none.
+        bytes: what the PathTensors made so far would hold, an upper bound of the pass's activation
+            memory.
+        anchor: requires grad, so that the backward also reaches the first layer, whose input needs
+            none.
     """
 
     weights: Weights
@@ -61,23 +65,55 @@ class Network:
     bytes: int = 0
     anchor: Tensor = field(default_factory=lambda: torch.zeros((), requires_grad=True))
 
-    # ---- for rules -------------------------------------------------------------------------------------------
+    # ---- for rules -------------------------------------------------------------------------------
 
     def value(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Call the torch function on the values of its arguments, as the true (masked) network does."""
-        from pxfast.paths.tensor import PathTensor
+        """Call the torch function on the values of its arguments, as the true (masked) network
+        does.
 
-        args, kwargs = tree_map_only(
-            PathTensor, lambda tensor: tensor.value, (args, kwargs)
-        )
+        In a pass on shapes alone everything moves to the meta device, which finds the shapes but is
+        not quick; `entrywise`, `broadcast` and `shaped` are the short cuts for the most common
+        functions.
+        """
+        args, kwargs = self._values(args), self._values(kwargs)
         with torch.no_grad():
-            if not self.values:
-                args, kwargs = tree_map_only(Tensor, _to_meta, (args, kwargs))
-                return func(*args, **kwargs)
-            if self.autocast is None:
+            if self.autocast is None or not self.values:
                 return func(*args, **kwargs)
             with torch.autocast(self.device.type, self.autocast):
                 return func(*args, **kwargs)
+
+    def _values(self, argument: Any) -> Any:
+        """The arguments of a torch function with values in place of PathTensors."""
+        if isinstance(argument, Tensor):
+            value = argument.value if hasattr(argument, "path") else argument  # type: ignore[attr-defined]
+            return value if self.values or value.is_meta else value.detach().to("meta")
+        if type(argument) in (tuple, list):
+            return type(argument)(self._values(item) for item in argument)
+        if type(argument) is dict:
+            return {key: self._values(item) for key, item in argument.items()}
+        return argument
+
+    def broadcast(self, func: Callable[..., Any], x: Any, y: Any, **kwargs: Any) -> Any:
+        """As `value`, for functions of two operands that broadcast against each other."""
+        if self.values:
+            return self.value(func, x, y, **kwargs)
+        x, y = self._values((x, y))
+        shapes = [operand.shape for operand in (x, y) if isinstance(operand, Tensor)]
+        return torch.empty(
+            torch.broadcast_shapes(*shapes), dtype=torch.result_type(x, y), device="meta"
+        )
+
+    def shaped(
+        self, shape: Callable[[], tuple[int, ...]], func: Callable[..., Any], x: Any, *args: Any
+    ) -> Any:
+        """As `value`, for functions that keep the dtype of ``x`` and whose output shape is known
+        beforehand."""
+        return self.value(func, x, *args) if self.values else x.value.new_empty(shape())
+
+    def entrywise(self, func: Callable[..., Any], x: PathTensor, *args: Any, **kwargs: Any) -> Any:
+        """As `value`, for functions that keep the shape and dtype of ``x``: nothing to compute on
+        shapes alone."""
+        return self.value(func, x, *args, **kwargs) if self.values else x.value
 
     def tensor(self, value: Any, path: PathSum | None) -> Any:
         """Pair a value with its path sum."""
@@ -86,12 +122,12 @@ class Network:
         self.bytes += value.nbytes + (path.mantissa.nbytes if path is not None else 0)
         return PathTensor(value, path, self.device)
 
-    def gated(
-        self, x: PathTensor, squared_gate: Callable[[], Tensor]
-    ) -> PathSum | None:
-        """The path of ``x`` times the squared gate where the data's gates count; gates are open otherwise.
+    def gated(self, x: PathTensor, squared_gate: Callable[[], Tensor]) -> PathSum | None:
+        """The path of ``x`` times the squared gate where the data's gates count; gates are open
+        otherwise.
 
-        ``squared_gate`` is called only where it is needed; its result broadcasts to the value's shape.
+        ``squared_gate`` is called only where it is needed; its result broadcasts to the value's
+        shape.
         """
         if x.path is None or not self.gates:
             return x.path
@@ -100,16 +136,16 @@ class Network:
     def scaled(
         self, path: PathSum | None, squared_factor: Callable[[], Tensor | float]
     ) -> PathSum | None:
-        """The path times a squared constant or learned scale where weights count as θ² (g, J); times 1 in h."""
+        """The path times a squared constant or learned scale where weights count as θ² (g, J);
+        times 1 in h."""
         if path is None or not self.squares:
             return path
         factor = squared_factor()
-        return path.times(
-            self.like_path(factor) if isinstance(factor, Tensor) else factor
-        )
+        return path.times(self.like_path(factor) if isinstance(factor, Tensor) else factor)
 
     def like_path(self, factor: Tensor) -> Tensor:
-        """A factor moved to where this pass keeps its path sums (the meta device if it runs on shapes alone)."""
+        """A factor moved to where this pass keeps its path sums (the meta device if it runs on
+        shapes alone)."""
         dtype = (
             factor.dtype if factor.dtype is torch.bool else self.dtype
         )  # an open-or-closed gate stays one byte
@@ -117,20 +153,18 @@ class Network:
 
     @property
     def path_device(self) -> torch.device:
-        """The device of mantissas: meta where the path sums themselves are not wanted, only their structure."""
+        """The device of mantissas: meta where the path sums themselves are not wanted, only their
+        structure."""
         return self.device if self.values or self.squares else torch.device("meta")
 
-    # ---- for the interpreter ---------------------------------------------------------------------------------
+    # ---- for the interpreter ---------------------------------------------------------------------
 
     @contextlib.contextmanager
     def path_arithmetic(self) -> Iterator[None]:
-        """Gradient mode and precision of path sums, whatever the model's forward has set for its values."""
+        """Gradient mode and precision of path sums, whatever the model's forward has set for its
+        values."""
         with (
             torch.set_grad_enabled(self.differentiate),
             torch.autocast(self.device.type, enabled=False),
         ):
             yield
-
-
-def _to_meta(tensor: Tensor) -> Tensor:
-    return tensor if tensor.is_meta else tensor.detach().to("meta")

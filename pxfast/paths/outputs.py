@@ -1,4 +1,5 @@
-"""The outputs that paths end in: all floating-point outputs, `logits` alone if present, or what `output=` selects."""
+"""The outputs that paths end in: all floating-point outputs, `logits` alone if present, or what
+`output=` selects."""
 
 from __future__ import annotations
 
@@ -22,11 +23,7 @@ def output_paths(
     Raises:
         DataError: no output depends on the input, or one lacks the dimension of samples.
     """
-    leaves = [
-        leaf
-        for leaf in _leaves(selected(result, select))
-        if isinstance(leaf, PathTensor)
-    ]
+    leaves = [leaf for leaf in _leaves(selected(result, select)) if isinstance(leaf, PathTensor)]
     ends = []
     for leaf in leaves:
         leaf.check_fresh()
@@ -35,14 +32,17 @@ def output_paths(
         shape = tuple(leaf.value.shape)
         if not shape or shape[0] != samples:
             raise DataError(
-                f"the model's output has shape {list(shape)} for {samples} samples; expected the samples first. "
-                "Select another output with output=, a key, an index or a function of the model's result."
+                f"the model's output has shape {list(shape)} for {samples} samples; expected "
+                f"the samples first. "
+                "Select another output with output=, a key, an index or a function of the "
+                "model's result."
             )
         ends.append((leaf.path, shape))
     if not ends:
         raise DataError(
             "the model's output does not depend on its input (no path reaches it). "
-            "Select the right output with output=, a key, an index or a function of the model's result."
+            "Select the right output with output=, a key, an index or a function of the "
+            "model's result."
         )
     return ends
 
@@ -52,11 +52,7 @@ def selected(result: Any, select: Select) -> Any:
     if select is None:
         if isinstance(result, dict) and "logits" in result:
             return result["logits"]
-        return (
-            getattr(result, "logits", result)
-            if not isinstance(result, PathTensor)
-            else result
-        )
+        return getattr(result, "logits", result) if not isinstance(result, PathTensor) else result
     if callable(select):
         return select(result)
     try:
@@ -66,11 +62,7 @@ def selected(result: Any, select: Select) -> Any:
             else result[select]
         )
     except (KeyError, IndexError, TypeError) as error:
-        kind = (
-            f"keys {list(result)}"
-            if isinstance(result, dict)
-            else type(result).__name__
-        )
+        kind = f"keys {list(result)}" if isinstance(result, dict) else type(result).__name__
         raise DataError(
             f"output={select!r} selects nothing from the model's result ({kind})"
         ) from error

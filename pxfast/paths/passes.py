@@ -3,8 +3,8 @@
 px:        s_k = Σ_n h_k(x_n) over the data, then R = Σ_k s_k g_k and its backward at batch 1.
 px-joint:  J over the data, forward and backward.
 
-Where s_k is the same for every k, the data cancels from S/R. That is proved from the structure of h alone, computed
-on shapes: its output is constant along every dimension but the samples.
+Where s_k is the same for every k, the data cancels from S/R. That is proved from the structure of h
+alone, computed on shapes: its output is constant along every dimension but the samples.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pxfast.errors import PxfastError, RangeError
 from pxfast.paths import rules  # noqa: F401 - registers the rules
 from pxfast.paths.network import NeedsValuesError, Network
 from pxfast.paths.outputs import Select, output_paths
-from pxfast.paths.pathsum import PathSum, aligned, shifted, total
+from pxfast.paths.pathsum import Exponent, PathSum, aligned, larger, shifted, total
 from pxfast.paths.tensor import Interpreter
 from pxfast.paths.weights import Weights
 
@@ -44,7 +44,7 @@ class Passes:
     max_memory: int | None = None
     samples: int = field(default=0, init=False)
 
-    # ---- px --------------------------------------------------------------------------------------------------
+    # ---- px --------------------------------------------------------------------------------------
 
     def data_cancels(self, batch: Batch) -> bool:
         """Whether s_k is the same for every k, whatever the data: proved on shapes alone."""
@@ -53,9 +53,7 @@ class Passes:
             ends = self._run(network, batch.samples(0, 1), _square, number=1)
         except NeedsValuesError:
             return False
-        return len(ends) == 1 and all(
-            size == 1 for size in ends[0][0].mantissa.shape[1:]
-        )
+        return len(ends) == 1 and all(size == 1 for size in ends[0][0].mantissa.shape[1:])
 
     def activation(self, data: Iterable[Batch]) -> list[PathSum]:
         """s = Σ_n h(x_n), one path sum of shape [1, …] per output."""
@@ -66,15 +64,12 @@ class Passes:
                 network = self._network(gates=True, squares=False, values=True)
                 ends = self._run(network, part, _square, number)
                 new = [_over_samples(end) for end in ends]
-                sums = (
-                    [total(pair) for pair in zip(sums, new, strict=True)]
-                    if sums
-                    else new
-                )
+                sums = [total(pair) for pair in zip(sums, new, strict=True)] if sums else new
         return sums
 
     def kernel(self, batch: Batch, cotangents: list[PathSum] | None) -> float:
-        """Forward and backward of R = Σ_k s_k g_k at batch 1; scores accumulate in the weights' buffers.
+        """Forward and backward of R = Σ_k s_k g_k at batch 1; scores accumulate in the weights'
+        buffers.
 
         Args:
             batch: any batch: its shapes are used, and one sample where the forward looks at values.
@@ -100,8 +95,7 @@ class Passes:
                 number=1,
             )
         terms = [
-            _inner(end, s)
-            for end, s in zip(ends, cotangents or [None] * len(ends), strict=True)
+            _inner(end, s) for end, s in zip(ends, cotangents or [None] * len(ends), strict=True)
         ]
         exponent, mantissas = aligned(terms)
         result = torch.stack(mantissas).sum()
@@ -109,11 +103,11 @@ class Passes:
         (result / result.detach()).backward()
         return log2
 
-    # ---- px-joint --------------------------------------------------------------------------------------------
+    # ---- px-joint --------------------------------------------------------------------------------
 
     def joint(self, data: Iterable[Batch]) -> float:
         """Forward and backward of J over the data; returns log2 of J, with S/J in the buffers."""
-        exponent: Tensor | None = None
+        exponent: Exponent | None = None
         summed: Tensor | None = None
         for number, batch in enumerate(data, start=1):
             batch = self._prepare(batch, number)
@@ -124,11 +118,9 @@ class Passes:
                 value = torch.stack(mantissas).sum()
                 if exponent is None or summed is None:
                     exponent, summed = new_exponent, torch.zeros_like(value)
-                top = torch.maximum(exponent, new_exponent)
+                top = larger(exponent, new_exponent)
                 if int(top) != int(exponent):
-                    self.weights.rescale(
-                        lambda buffer, by=exponent - top: shifted(buffer, by)
-                    )
+                    self.weights.rescale(lambda buffer, by=exponent - top: shifted(buffer, by))
                     summed = shifted(summed, exponent - top)
                 scaled = shifted(value, new_exponent - top)
                 scaled.backward()
@@ -139,7 +131,7 @@ class Passes:
         self.weights.rescale(lambda buffer: buffer / summed)
         return log2
 
-    # ---- shared ----------------------------------------------------------------------------------------------
+    # ---- shared ----------------------------------------------------------------------------------
 
     def _network(self, *, gates: bool, squares: bool, values: bool) -> Network:
         return Network(
@@ -169,9 +161,7 @@ class Passes:
             path = PathSum(
                 start(x.detach().to(dtype=self.dtype, device=network.path_device))
             ).normalised()
-            return network.tensor(
-                x.detach().clone() if network.values else x.to("meta"), path
-            )
+            return network.tensor(x.detach().clone() if network.values else x.to("meta"), path)
 
         args, kwargs = tree_map_only(Tensor, enter, (batch.args, batch.kwargs))
         try:
@@ -189,9 +179,7 @@ class Passes:
         self.samples += batch.size
         return batch
 
-    def _micro_batches(
-        self, batch: Batch, *, gates: bool, squares: bool
-    ) -> Iterator[Batch]:
+    def _micro_batches(self, batch: Batch, *, gates: bool, squares: bool) -> Iterator[Batch]:
         """Parts of a batch that fit ``max_memory``, judged by what one sample takes."""
         size = batch.size
         if self.max_memory is None or size == 1 or self.batchnorm == "data":
@@ -205,18 +193,17 @@ class Passes:
         for begin in range(0, size, step):
             yield batch.samples(begin, min(size, begin + step))
 
-    def _checked(self, result: Tensor, exponent: Tensor) -> float:
+    def _checked(self, result: Tensor, exponent: Exponent) -> float:
         """log2 of R; an error where it is 0 or not finite."""
         mantissa = float(result.detach())
         if not math.isfinite(mantissa):
             raise RangeError(
                 "path sums overflowed: R is not finite. A single weight or input is too large for "
-                f"{self.dtype} once squared; rescale the network or score it in float64 (model.double())."
+                f"{self.dtype} once squared; rescale the network or score it in float64 "
+                f"(model.double())."
             )
         if mantissa <= 0:
-            raise RangeError(
-                f"no path reaches the output: R = 0. {self.weights.describe_empty()}"
-            )
+            raise RangeError(f"no path reaches the output: R = 0. {self.weights.describe_empty()}")
         return math.log2(mantissa) + int(exponent)
 
 
@@ -233,9 +220,7 @@ def _over_samples(end: End) -> PathSum:
     path, shape = end
     if path.mantissa.shape[0] == 1:
         return path.times(float(shape[0]))
-    return path.map(
-        lambda m: m.sum(0, keepdim=True, dtype=torch.float64).to(m.dtype)
-    ).normalised()
+    return path.map(lambda m: m.sum(0, keepdim=True, dtype=torch.float64).to(m.dtype)).normalised()
 
 
 def _inner(end: End, s: PathSum | None) -> PathSum:

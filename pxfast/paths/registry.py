@@ -1,7 +1,8 @@
 """The table of rules: which function says what happens to paths at each torch function.
 
-A rule is called as ``rule(network, func, *args, **kwargs)`` with the arguments of the torch function, and returns
-what the torch function returns, with PathTensors in place of tensors. See docs/extending.md.
+A rule is called as ``rule(network, func, *args, **kwargs)`` with the arguments of the torch
+function, and returns what the torch function returns, with PathTensors in place of tensors. See
+docs/extending.md.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ Rule = TypeVar("Rule", bound=Callable[..., Any])
 
 
 class Entry(NamedTuple):
-    """A rule, and whether it only asks for metadata (shape, dtype), which a stale path cannot spoil."""
+    """A rule, and whether it only asks for metadata (shape, dtype), which a stale path cannot
+    spoil."""
 
     rule: Callable[..., Any]
     metadata: bool
@@ -35,7 +37,8 @@ def rule(*functions: Any, metadata: bool = False) -> Callable[[Rule], Rule]:
         metadata: True for functions that read neither values nor paths.
 
     Returns:
-        The decorator. The rule is called as ``rule(network, func, *args, **kwargs)``: see docs/extending.md.
+        The decorator. The rule is called as ``rule(network, func, *args, **kwargs)``: see
+        docs/extending.md.
 
     Example:
         >>> import torch, pxfast
@@ -64,7 +67,8 @@ def find(function: Any) -> Entry | None:
 
 
 def spellings(*names: str) -> list[Any]:
-    """Every public spelling of a torch function: torch.x, F.x, Tensor.x and their in-place forms."""
+    """Every public spelling of a torch function: torch.x, F.x, Tensor.x and their in-place
+    forms."""
     found: list[Any] = []
     for name in names:
         for spelled in (name, f"{name}_"):
@@ -76,13 +80,12 @@ def spellings(*names: str) -> list[Any]:
 
 
 def in_place_target(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The PathTensor that an in-place spelling (``relu_``, ``+=``, ``inplace=True``) writes to, or None."""
+    """The PathTensor that an in-place spelling (``relu_``, ``+=``, ``inplace=True``) writes to, or
+    None."""
     from pxfast.paths.tensor import PathTensor
 
     if kwargs.get("out") is not None:
-        raise TypeError(
-            "out= is not supported while scoring; assign the result instead"
-        )
+        raise TypeError("out= is not supported while scoring; assign the result instead")
     name = getattr(func, "__name__", "")
     in_place = (
         kwargs.get("inplace")
@@ -103,19 +106,21 @@ def in_place_target(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return target
 
 
-_IN_PLACE = {
-    f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "div", "pow")
-} | {"__setitem__"}
+_IN_PLACE = {f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "div", "pow")} | {
+    "__setitem__"
+}
 # where `inplace` stands when it is passed by position
 _INPLACE_POSITION = {
-    F.relu: 1, F.relu6: 1, F.leaky_relu: 2, F.elu: 2, F.selu: 1, F.celu: 2, F.silu: 1, F.mish: 1, F.hardtanh: 3,
+    F.relu: 1, F.relu6: 1, F.leaky_relu: 2, F.elu: 2, F.selu: 1, F.celu: 2, F.silu: 1, F.mish: 1,
+    F.hardtanh: 3,
     F.hardswish: 1, F.hardsigmoid: 1, F.threshold: 3, F.dropout: 3, F.dropout2d: 3, F.dropout3d: 3,
     F.alpha_dropout: 3, F.dropout1d: 3, F.rrelu: 4, F.feature_alpha_dropout: 3,
 }  # fmt: skip
 
 
 def missing_rule(name: str, where: str) -> str:
-    """The message for an operation without a rule: what, where, and the lines that would add one."""
+    """The message for an operation without a rule: what, where, and the lines that would add
+    one."""
     return (
         f"{name} has no rule that says how paths go through it (called in {where}).\n"
         "If it passes paths on entry by entry, these lines add one before scoring:\n"

@@ -1,10 +1,12 @@
 """PathTensor: a value and, beside it, the path sum that has reached the same place.
 
-A model is interpreted, not rewritten: its forward runs once, unchanged, on PathTensors. `Interpreter` sees every
-torch function it calls and hands those that touch a PathTensor to the rule of that function (registry.py).
+A model is interpreted, not rewritten: its forward runs once, unchanged, on PathTensors.
+`Interpreter` sees every torch function it calls and hands those that touch a PathTensor to the rule
+of that function (registry.py).
 
-A PathTensor is a wrapper without storage of its own. Whatever reaches it outside the rules (a scripted function, a
-C++ operator) ends in `__torch_dispatch__`, which raises: a path is never lost silently.
+A PathTensor is a wrapper without storage of its own. Whatever reaches it outside the rules (a
+scripted function, a C++ operator) ends in `__torch_dispatch__`, which raises: a path is never lost
+silently.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ class PathTensor(Tensor):
 
     Attributes:
         value: what the model computes; on the meta device in a pass that needs no values.
-        path: the path sum, or None for a *gate tensor*: a value computed from path tensors that carries no path
-            itself (a norm, attention probabilities).
+        path: the path sum, or None for a *gate tensor*: a value computed from path tensors that
+            carries no path itself (a norm, attention probabilities).
     """
 
     value: Tensor
@@ -39,9 +41,8 @@ class PathTensor(Tensor):
     _version_seen: int
 
     @staticmethod
-    def __new__(
-        cls, value: Tensor, path: PathSum | None, device: torch.device
-    ) -> PathTensor:
+    def __new__(cls, value: Tensor, path: PathSum | None, device: torch.device) -> PathTensor:
+        """Pair a value with its path; the model is told ``device``, whatever holds the value."""
         self = Tensor._make_wrapper_subclass(
             cls,
             value.shape,
@@ -54,7 +55,8 @@ class PathTensor(Tensor):
         return self
 
     def become(self, value: Tensor, path: PathSum | None) -> None:
-        """Take over the result of an in-place operation; other views of the old value are stale from now on."""
+        """Take over the result of an in-place operation; other views of the old value are stale
+        from now on."""
         old = getattr(self, "value", None)
         if old is not None and value is not old:
             torch.autograd.graph.increment_version(old)
@@ -62,23 +64,26 @@ class PathTensor(Tensor):
         self._version_seen = value._version
 
     def check_fresh(self) -> None:
-        """Raise if the value was changed in place behind the path's back (through a view, or outside a rule)."""
+        """Raise if the value was changed in place behind the path's back (through a view, or
+        outside a rule)."""
         if self.value._version != self._version_seen:
             raise NoRuleError(
-                "a tensor was read after an in-place operation had changed it through another view of the same "
-                "memory, so its path sum is out of date. Write the operation out of place (x = x + y instead of "
+                "a tensor was read after an in-place operation had changed it through another "
+                "view of the same "
+                "memory, so its path sum is out of date. Write the operation out of place (x = "
+                "x + y instead of "
                 "x[...] += y), or index-assign on the tensor itself before taking views of it."
             )
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @classmethod
-    def __torch_dispatch__(
-        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         message = (
-            f"{func} reached a path tensor outside every rule, so its path would be lost. This happens inside "
-            "scripted or traced functions, C++ operators and functions called after scoring has ended. Use the "
+            f"{func} reached a path tensor outside every rule, so its path would be lost. This "
+            f"happens inside "
+            "scripted or traced functions, C++ operators and functions called after scoring "
+            "has ended. Use the "
             "eager form of the function, or register a rule for it with pxfast.rule."
         )
         Interpreter.note_lost_path(message)
@@ -117,9 +122,7 @@ class Interpreter(TorchFunctionMode):
         if cls._active and cls._active[-1].lost is None:
             cls._active[-1].lost = message
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         network = self.network
         path_tensors = list(find_path_tensors(args, kwargs))
@@ -130,9 +133,7 @@ class Interpreter(TorchFunctionMode):
         entry = registry.find(func)
         if entry is None:
             raise NoRuleError(
-                registry.missing_rule(
-                    resolve_name(func) or repr(func), network.weights.where()
-                )
+                registry.missing_rule(resolve_name(func) or repr(func), network.weights.where())
             )
         if not entry.metadata:
             for tensor in path_tensors:

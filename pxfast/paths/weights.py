@@ -1,7 +1,8 @@
 """Which tensors are weights, and which mask belongs to each.
 
-Weights are recognised by the tensor that reaches a linear operation, not by wrapping parameters. While the model
-runs, `Weights.follow` watches the torch functions that make tensors out of parameters:
+Weights are recognised by the tensor that reaches a linear operation, not by wrapping parameters.
+While the model runs, `Weights.follow` watches the torch functions that make tensors out of
+parameters:
 
 * ``mask * parameter``, ``masked_fill`` and ``where`` with 0: still the parameter, with a mask
   (torch.nn.utils.prune, own masked layers);
@@ -27,7 +28,8 @@ View = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Source:
-    """Where a tensor of the forward comes from: a parameter, the masks on the way, the views since then."""
+    """Where a tensor of the forward comes from: a parameter, the masks on the way, the views since
+    then."""
 
     name: str
     theta: Tensor  # before masks and views
@@ -43,7 +45,8 @@ class Source:
 
 @dataclass
 class Weight:
-    """One use of a weight by a linear operation. All tensors have the shape that the operation sees.
+    """One use of a weight by a linear operation. All tensors have the shape that the operation
+    sees.
 
     Attributes:
         name: canonical name, or None for a constant (a buffer, a fixed kernel).
@@ -51,7 +54,8 @@ class Weight:
         mask: 0/1 tensor M, or None where every weight is kept.
         saliency: where S = θ²·M·∂R/∂(θ²·M) accumulates, or None where no score is wanted.
         reached: names that a backward from the output has visited; this one joins them when it is.
-        indicator: count every weight that is not 0 as 1, to see which paths exist whatever their size.
+        indicator: count every weight that is not 0 as 1, to see which paths exist whatever their
+            size.
     """
 
     name: str | None
@@ -77,9 +81,7 @@ class Weight:
 
     def masked(self) -> Tensor:
         """θ·M, what the true network uses. A masked weight is 0 whatever θ holds there."""
-        return (
-            self.theta if self.mask is None else torch.where(self.mask, self.theta, 0)
-        )
+        return self.theta if self.mask is None else torch.where(self.mask, self.theta, 0)
 
     def squared(self, dtype: torch.dtype) -> Tensor:
         """θ²·M in the dtype of path sums."""
@@ -88,7 +90,8 @@ class Weight:
         return self.masked().to(dtype).square()
 
     def ones(self, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-        """M in the dtype of path sums, or None where every weight is kept (then a linear layer is a plain sum)."""
+        """M in the dtype of path sums, or None where every weight is kept (then a linear layer is a
+        plain sum)."""
         if self.mask is None:
             return None
         if device.type == "meta":
@@ -126,11 +129,9 @@ class Weights:
         for name, parameter in named_weights(self.model):
             self._parameters[id(parameter)] = name
         self._given = {name: _as_bool(name, mask) for name, mask in self.masks.items()}
-        self._full: dict[str, bool] = {
-            name: bool(mask.all()) for name, mask in self._given.items()
-        }
+        self._full: dict[str, bool] = {name: bool(mask.all()) for name, mask in self._given.items()}
 
-    # ---- following tensors from parameters -------------------------------------------------------------------
+    # ---- following tensors from parameters -------------------------------------------------------
 
     def source(self, tensor: Tensor) -> Source | None:
         """Where a tensor comes from, or None if no parameter went into it."""
@@ -139,23 +140,18 @@ class Weights:
             return Source(name, tensor.detach())
         return self._sources.get(tensor)
 
-    def follow(
-        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
-    ) -> None:
-        """Remember what a torch function made out of parameters (no path tensors among its arguments)."""
+    def follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+        """Remember what a torch function made out of parameters (no path tensors among its
+        arguments)."""
         operands = [(arg, self.source(arg)) for arg in _tensors(args, kwargs)]
         if not any(source for _, source in operands):
             return
         name = getattr(func, "__name__", "")
         if name in ("__get__", "__set__") and not isinstance(result, Tensor):
             return
-        tensors = (
-            [result] if isinstance(result, Tensor) else list(_tensors((result,), {}))
-        )
+        tensors = [result] if isinstance(result, Tensor) else list(_tensors((result,), {}))
         for index, made in enumerate(tensors):
-            if not made.is_floating_point() or any(
-                made is operand for operand, _ in operands
-            ):
+            if not made.is_floating_point() or any(made is operand for operand, _ in operands):
                 continue
             self._sources[made] = _derive(
                 name,
@@ -167,7 +163,7 @@ class Weights:
                 None if made is result else index,
             )
 
-    # ---- for the rules of linear operations ------------------------------------------------------------------
+    # ---- for the rules of linear operations ------------------------------------------------------
 
     def __call__(self, tensor: Tensor) -> Weight:
         """The weight that a tensor stands for where it reaches a linear operation."""
@@ -199,7 +195,8 @@ class Weights:
         if given is not None:
             if given.shape != source.theta.shape:
                 raise MaskError(
-                    f"masks: the mask of {source.name} must have the weight's shape {list(source.theta.shape)}, "
+                    f"masks: the mask of {source.name} must have the weight's shape "
+                    f"{list(source.theta.shape)}, "
                     f"got {list(given.shape)}"
                 )
             given = None if self._full[source.name] else given.to(source.theta.device)
@@ -212,19 +209,18 @@ class Weights:
         if first.theta.shape != source.theta.shape:
             raise MaskError(
                 f"{source.name} is used in two forms, of shapes {list(first.theta.shape)} and "
-                f"{list(source.theta.shape)}; scores need one. Exclude it with exclude=['{source.name}']."
+                f"{list(source.theta.shape)}; scores need one. Exclude it with "
+                f"exclude=['{source.name}']."
             )
         same = first.mask is mask or (
-            first.mask is not None
-            and mask is not None
-            and torch.equal(first.mask, mask)
+            first.mask is not None and mask is not None and torch.equal(first.mask, mask)
         )
         if not same:
             raise MaskError(
                 f"{source.name} is used under two different masks; a weight can have only one."
             )
 
-    # ---- score buffers ---------------------------------------------------------------------------------------
+    # ---- score buffers ---------------------------------------------------------------------------
 
     def forget(self) -> None:
         """Drop what a pass has accumulated."""
@@ -236,6 +232,11 @@ class Weights:
         """Replace every score buffer's content by a function of it."""
         for buffer in self.saliency.values():
             buffer.copy_(function(buffer))
+
+    def keeps_all(self, name: str) -> bool:
+        """Whether the given masks leave this weight whole (the model's own masks are not looked
+        at)."""
+        return self._full.get(name, True)
 
     def alive(self, name: str) -> Tensor:
         """Where a used weight is kept and not 0 (0/1, of theta's shape)."""
@@ -256,12 +257,15 @@ class Weights:
 
 
 _VIEWS = {
-    "t", "transpose", "permute", "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "narrow",
-    "__getitem__", "chunk", "split", "split_with_sizes", "tensor_split", "unbind", "select", "swapaxes", "movedim",
+    "t", "transpose", "permute", "view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze",
+    "narrow",
+    "__getitem__", "chunk", "split", "split_with_sizes", "tensor_split", "unbind", "select",
+    "swapaxes", "movedim",
     "view_as", "reshape_as", "moveaxis", "swapdims", "adjoint",
 }  # fmt: skip
 _CASTS = {
-    "to", "float", "double", "half", "bfloat16", "type", "type_as", "detach", "clone", "cpu", "cuda", "contiguous",
+    "to", "float", "double", "half", "bfloat16", "type", "type_as", "detach", "clone", "cpu",
+    "cuda", "contiguous",
 }  # fmt: skip
 _GETTERS = {"T", "mT", "data"}
 
@@ -286,9 +290,7 @@ def _derive(
         if name in _CASTS and made.shape == source.seen(source.theta).shape:
             return source
         operand = next(tensor for tensor, origin in operands if origin is not None)
-        shared = (
-            made.untyped_storage().data_ptr() == operand.untyped_storage().data_ptr()
-        )
+        shared = made.untyped_storage().data_ptr() == operand.untyped_storage().data_ptr()
         if shared and (
             name in _VIEWS or name in _GETTERS
         ):  # then a view of the score buffer is one, too
@@ -301,9 +303,7 @@ def _derive(
         mask = _mask_of_product(name, args, kwargs, operands)
         if mask is not None and not source.views:
             mask = mask.expand(source.theta.shape)
-            return replace(
-                source, mask=mask if source.mask is None else source.mask & mask
-            )
+            return replace(source, mask=mask if source.mask is None else source.mask & mask)
     return Source(source.name, made.detach())
 
 
@@ -313,11 +313,9 @@ def _mask_of_product(
     kwargs: dict[str, Any],
     operands: list[tuple[Tensor, Source | None]],
 ) -> Tensor | None:
-    """What a multiplication by 0/1, a masked_fill or a where with 0 keeps; None for anything else."""
-    if (
-        name in ("mul", "multiply", "__mul__", "__rmul__", "mul_")
-        and len(operands) == 2
-    ):
+    """What a multiplication by 0/1, a masked_fill or a where with 0 keeps; None for anything
+    else."""
+    if name in ("mul", "multiply", "__mul__", "__rmul__", "mul_") and len(operands) == 2:
         other = next(tensor for tensor, source in operands if source is None)
         keep = other != 0
         return keep if bool(((other == 1) | ~keep).all()) else None

@@ -1,4 +1,5 @@
-"""The rules, one file per family of operations (SPEC section 4). Importing this package registers them."""
+"""The rules, one file per family of operations (SPEC section 4). Importing this package registers
+them."""
 
 from pxfast.paths.rules import (
     activation,

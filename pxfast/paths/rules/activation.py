@@ -1,6 +1,8 @@
-"""Activations: in h and J the path is multiplied by the squared gate of the data, in g every gate is open.
+"""Activations: in h and J the path is multiplied by the squared gate of the data, in g every gate
+is open.
 
-The gate of φ with φ(0) = 0 is φ(z)/z, computed from z directly (φ'(0) at z = 0); of any other φ it is φ'(z).
+The gate of φ with φ(0) = 0 is φ(z)/z, computed from z directly (φ'(0) at z = 0); of any other φ it
+is φ'(z).
 """
 
 from __future__ import annotations
@@ -22,9 +24,7 @@ def _divided(numerator: Tensor, z: Tensor, at_zero: float | Tensor) -> Tensor:
     """numerator / z, with its limit where z = 0."""
     zero = z == 0
     limit = at_zero if isinstance(at_zero, Tensor) else torch.full_like(z, at_zero)
-    return torch.where(
-        zero, limit, numerator / torch.where(zero, torch.ones_like(z), z)
-    )
+    return torch.where(zero, limit, numerator / torch.where(zero, torch.ones_like(z), z))
 
 
 def _leaky(z: Tensor, slope: float) -> Tensor:
@@ -32,9 +32,7 @@ def _leaky(z: Tensor, slope: float) -> Tensor:
 
 
 def _elu(z: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
-    return torch.where(
-        z > 0, 1.0, alpha * _divided(torch.expm1(z.clamp(max=0)), z, 1.0)
-    )
+    return torch.where(z > 0, 1.0, alpha * _divided(torch.expm1(z.clamp(max=0)), z, 1.0))
 
 
 def _celu(z: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
@@ -72,9 +70,7 @@ def _softshrink(z: Tensor, lambd: float = 0.5) -> Tensor:
     return _divided(F.softshrink(z, lambd), z, 0.0)
 
 
-def _threshold(
-    z: Tensor, threshold: float, value: float, inplace: bool = False
-) -> Tensor:
+def _threshold(z: Tensor, threshold: float, value: float, inplace: bool = False) -> Tensor:
     return torch.where(z > threshold, 1.0, _divided(torch.full_like(z, value), z, 0.0))
 
 
@@ -82,9 +78,7 @@ def _threshold(
 RATIO: dict[str, Gate] = {
     "relu6": lambda z, inplace=False: _hardtanh(z, 0.0, 6.0),
     "hardtanh": _hardtanh,
-    "leaky_relu": lambda z, negative_slope=0.01, inplace=False: _leaky(
-        z, negative_slope
-    ),
+    "leaky_relu": lambda z, negative_slope=0.01, inplace=False: _leaky(z, negative_slope),
     "elu": _elu,
     "selu": _selu,
     "celu": _celu,
@@ -113,20 +107,18 @@ SLOPE: dict[str, Gate] = {
 @rule(*spellings("relu"))
 def relu(network: Network, func: Any, input: Any, inplace: bool = False) -> Any:
     """The gate is open where the output is positive. Computed in place where the model does so."""
-    value = network.value(func, input, **({"inplace": True} if inplace else {}))
+    value = network.entrywise(func, input, **({"inplace": True} if inplace else {}))
     return network.tensor(value, network.gated(input, lambda: value > 0))
 
 
 def _gated(gate: Gate) -> Callable[..., Any]:
-    def activation(
-        network: Network, func: Any, input: Any, *args: Any, **kwargs: Any
-    ) -> Any:
+    def activation(network: Network, func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
         def squared_gate() -> Tensor:
             return gate(input.value.to(network.dtype), *args, **kwargs).square()
 
         path = network.gated(input, squared_gate)
         return network.tensor(
-            network.value(out_of_place(func), input, *args, **_plain(kwargs)), path
+            network.entrywise(out_of_place(func), input, *args, **_plain(kwargs)), path
         )
 
     return activation
@@ -150,12 +142,13 @@ def threshold(
         input,
         lambda: _threshold(input.value.to(network.dtype), threshold, value).square(),
     )
-    return network.tensor(network.value(F.threshold, input, threshold, value), path)
+    return network.tensor(network.entrywise(F.threshold, input, threshold, value), path)
 
 
 @rule(*spellings("prelu"))
 def prelu(network: Network, func: Any, input: Any, weight: Any) -> Any:
-    """A learned slope below zero, one for all channels or one per channel. The slope is a gate, not a weight."""
+    """A learned slope below zero, one for all channels or one per channel. The slope is a gate, not
+    a weight."""
 
     def squared_gate() -> Tensor:
         slope = weight.detach()
@@ -164,13 +157,14 @@ def prelu(network: Network, func: Any, input: Any, weight: Any) -> Any:
         return torch.where(input.value > 0, 1.0, network.like_path(slope)).square()
 
     return network.tensor(
-        network.value(F.prelu, input, weight), network.gated(input, squared_gate)
+        network.entrywise(F.prelu, input, weight), network.gated(input, squared_gate)
     )
 
 
 @rule(*spellings("rrelu"))
 def rrelu(
-    network: Network, func: Any, input: Any, lower: float = 1 / 8, upper: float = 1 / 3, training: bool = False,
+    network: Network, func: Any, input: Any, lower: float = 1 / 8, upper: float = 1 / 3,
+    training: bool = False,
     inplace: bool = False,
 ) -> Any:  # fmt: skip
     """In evaluation, a leaky ReLU of the mean slope."""
@@ -178,13 +172,13 @@ def rrelu(
         input,
         lambda: _leaky(input.value.to(network.dtype), (lower + upper) / 2).square(),
     )
-    return network.tensor(network.value(F.rrelu, input, lower, upper, False), path)
+    return network.tensor(network.entrywise(F.rrelu, input, lower, upper, False), path)
 
 
 @rule(*spellings("clamp", "clip", "clamp_min", "clamp_max"))
 def clamp(network: Network, func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
     """ReLU, ReLU6 and Hardtanh in other words."""
-    value = network.value(out_of_place(func), input, *args, **kwargs)
+    value = network.entrywise(out_of_place(func), input, *args, **kwargs)
 
     def squared_gate() -> Tensor:
         z, y = input.value.to(network.dtype), value.to(network.dtype)
@@ -195,7 +189,8 @@ def clamp(network: Network, func: Any, input: Any, *args: Any, **kwargs: Any) ->
 
 @rule(
     F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout,
-    torch.dropout, torch.alpha_dropout, torch.feature_dropout, torch.feature_alpha_dropout, torch.dropout_,
+    torch.dropout, torch.alpha_dropout, torch.feature_dropout, torch.feature_alpha_dropout,
+    torch.dropout_,
 )  # fmt: skip
 def dropout(network: Network, func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
     """Scored as in evaluation: nothing is dropped."""

@@ -1,7 +1,8 @@
 """Sums, products and reductions.
 
-Paths add. A constant or learned factor counts as θ² does (g, J); a factor that depends on the sample but carries no
-path is a gate (h, J). In a product of two path tensors, gate times value, the gate's value is the gate.
+Paths add. A constant or learned factor counts as θ² does (g, J); a factor that depends on the
+sample but carries no path is a gate (h, J). In a product of two path tensors, gate times value, the
+gate's value is the gate.
 """
 
 from __future__ import annotations
@@ -24,16 +25,15 @@ from pxfast.paths.rules.linear import linear_path
 @rule(*spellings("add"), Tensor.__add__, Tensor.__radd__, Tensor.__iadd__)
 def add(network: Network, func: Any, input: Any, other: Any, *, alpha: Any = 1) -> Any:
     """x + α·y: paths add, those of y with α² in g. A tensor without a path adds none."""
-    value = network.value(torch.add, input, other, alpha=alpha)
+    value = network.broadcast(torch.add, input, other, alpha=alpha)
     return network.tensor(value, _sum_of_paths(network, input, other, alpha))
 
 
 @rule(*spellings("sub", "subtract"), Tensor.__sub__, Tensor.__isub__)
-def subtract(
-    network: Network, func: Any, input: Any, other: Any, *, alpha: Any = 1
-) -> Any:
-    """x - α·y: as add. Subtracting a tensor's own mean is centring, which starts and ends no path."""
-    value = network.value(torch.sub, input, other, alpha=alpha)
+def subtract(network: Network, func: Any, input: Any, other: Any, *, alpha: Any = 1) -> Any:
+    """x - α·y: as add. Subtracting a tensor's own mean is centring, which starts and ends no
+    path."""
+    value = network.broadcast(torch.sub, input, other, alpha=alpha)
     mean_of = getattr(other, "mean_of", None)
     if alpha == 1 and mean_of is not None and mean_of() is input:
         return network.tensor(value, input.path)
@@ -64,7 +64,7 @@ def path_of(x: Any) -> PathSum | None:
 def multiply(network: Network, func: Any, input: Any, other: Any) -> Any:
     """Products: with a constant or learned scale, with a gate tensor, or of gate and value."""
     return network.tensor(
-        network.value(torch.mul, input, other), _product_path(network, input, other)
+        network.broadcast(torch.mul, input, other), _product_path(network, input, other)
     )
 
 
@@ -75,14 +75,17 @@ def _product_path(network: Network, x: Any, y: Any) -> PathSum | None:
         return None
     if path_of(y) is not None:
         raise NoRuleError(
-            f"a product of two tensors that both carry paths (in {network.weights.where()}) needs a rule that says "
-            "which factor is the gate: register one for the function that multiplies them with pxfast.rule."
+            f"a product of two tensors that both carry paths (in {network.weights.where()}) "
+            f"needs a rule that says "
+            "which factor is the gate: register one for the function that multiplies them with "
+            "pxfast.rule."
         )
     return factored(network, x, y, 2)
 
 
 def factored(network: Network, x: Any, factor: Any, power: int) -> PathSum | None:
-    """The path of x times ``factor**power``: a constant (g, J) or, if it was computed from the data, a gate (h, J)."""
+    """The path of x times ``factor**power``: a constant (g, J) or, if it was computed from the
+    data, a gate (h, J)."""
     if hasattr(factor, "path"):
         return network.gated(x, lambda: factor.value.to(network.dtype) ** power)
     if isinstance(factor, Tensor):
@@ -90,9 +93,7 @@ def factored(network: Network, x: Any, factor: Any, power: int) -> PathSum | Non
     return network.scaled(x.path, lambda: float(factor) ** power)
 
 
-@rule(
-    *spellings("div", "divide", "true_divide"), Tensor.__truediv__, Tensor.__itruediv__
-)
+@rule(*spellings("div", "divide", "true_divide"), Tensor.__truediv__, Tensor.__itruediv__)
 def divide(
     network: Network,
     func: Any,
@@ -102,11 +103,12 @@ def divide(
     rounding_mode: str | None = None,
 ) -> Any:
     """x / c, for a constant, a learned scale or a gate tensor c."""
-    value = network.value(torch.div, input, other, rounding_mode=rounding_mode)
+    value = network.broadcast(torch.div, input, other, rounding_mode=rounding_mode)
     if path_of(other) is not None or path_of(input) is None:
         if path_of(input) is not None:
             raise NoRuleError(
-                f"a quotient of two tensors that both carry paths (in {network.weights.where()}) needs a rule that "
+                f"a quotient of two tensors that both carry paths (in "
+                f"{network.weights.where()}) needs a rule that "
                 "says which one is the gate: register one with pxfast.rule."
             )
         return network.tensor(value, None)
@@ -127,8 +129,11 @@ def sign(network: Network, func: Any, input: Any) -> Any:
 
 
 @rule(
-    *spellings("pow", "square", "sqrt", "rsqrt", "exp", "reciprocal", "norm", "var", "std", "log", "exp2", "expm1",
-               "log1p", "amax", "amin", "max", "min", "softmax", "log_softmax", "logsumexp", "cos"),
+    *spellings(
+        "pow", "square", "sqrt", "rsqrt", "exp", "reciprocal", "norm", "var", "std", "log", "exp2",
+        "expm1", "log1p", "amax", "amin", "max", "min", "softmax", "log_softmax", "logsumexp",
+        "cos",
+    ),
     torch.linalg.vector_norm, torch.linalg.norm, torch.var_mean, torch.std_mean,
     Tensor.__pow__, Tensor.__rpow__, Tensor.__rtruediv__, Tensor.__ipow__,
 )  # fmt: skip
@@ -154,17 +159,13 @@ def reduce(network: Network, func: Any, input: Any, *args: Any, **kwargs: Any) -
     if "mean" in func.__name__:
         factor /= math.prod(shape[dim] for dim in dims)
     reduced = mantissa.sum(dims, keepdim=keepdim) if dims else mantissa
-    result = network.tensor(
-        value, PathSum(reduced * factor, input.path.exponent).normalised()
-    )
+    result = network.tensor(value, PathSum(reduced * factor, input.path.exponent).normalised())
     if "mean" in func.__name__:
         result.mean_of = weakref.ref(input)
     return result
 
 
-def _dims(
-    x: Any, dim: Any = None, keepdim: bool = False, **kwargs: Any
-) -> tuple[list[int], bool]:
+def _dims(x: Any, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> tuple[list[int], bool]:
     """The reduced dimensions of a call to sum or mean."""
     dim = kwargs.get("axis", dim)
     if isinstance(dim, torch.dtype) or dim is None or dim == ():
@@ -180,8 +181,10 @@ def matmul(network: Network, func: Any, input: Any, other: Any) -> Any:
         input, other = other, input
     if path_of(input) is None or hasattr(other, "path") or other.dim() != 2:
         raise NoRuleError(
-            f"{func.__name__} has no rule for these operands (in {network.weights.where()}): expected a tensor with "
-            "a path times a two-dimensional weight. Register a rule for the function around it with pxfast.rule."
+            f"{func.__name__} has no rule for these operands (in {network.weights.where()}): "
+            f"expected a tensor with "
+            "a path times a two-dimensional weight. Register a rule for the function around it "
+            "with pxfast.rule."
         )
     used = network.weights(other)
     value = network.value(torch.matmul, input, used.masked())

@@ -1,8 +1,8 @@
 """Linear layers and convolutions: the only operations with weights.
 
-h: the weight is its mask M; where everything is kept, every output is the same sum over inputs (kept narrow).
-g and J: the weight is θ²·M, and the backward accumulates the saliency S = θ²·M·∂R/∂(θ²·M).
-Biases start no path.
+h: the weight is its mask M; where everything is kept, every output is the same sum over inputs
+(kept narrow). g and J: the weight is θ²·M, and the backward accumulates the saliency S =
+θ²·M·∂R/∂(θ²·M). Biases start no path.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Ints = tuple[int, ...]
 
 
 @rule(F.linear)
-def linear(
-    network: Network, func: Any, input: Any, weight: Any, bias: Any = None
-) -> Any:
+def linear(network: Network, func: Any, input: Any, weight: Any, bias: Any = None) -> Any:
     """y = x Wᵀ + b."""
     used = network.weights(weight)
-    value = network.value(func, input, used.masked(), bias)
+    value = network.shaped(
+        lambda: (*input.value.shape[:-1], weight.shape[0]), F.linear, input, used.masked(), bias
+    )
     return network.tensor(value, linear_path(network, input, used))
 
 
@@ -65,18 +65,20 @@ def convolution(
 ) -> Any:
     """Convolution of [N, C, *space] with W [O, C/groups, *kernel]."""
     used = network.weights(weight)
-    value = network.value(
-        func, input, used.masked(), bias, stride, padding, dilation, groups
-    )
     dims = weight.dim() - 2
-    stride, dilation = _tuple(stride, dims), _tuple(dilation, dims)
     path, shape = input.path, input.value.shape
+    arguments = (stride, padding, dilation, groups)
+    stride, dilation = _tuple(stride, dims), _tuple(dilation, dims)
     if isinstance(padding, str):
-        path, shape, padding = _resolve_padding(
-            path, shape, padding, weight.shape[2:], dilation
-        )
-    geometry = Convolution(
-        stride, _tuple(padding, dims), dilation, False, (0,) * dims, groups
+        path, shape, padding = _resolve_padding(path, shape, padding, weight.shape[2:], dilation)
+    geometry = Convolution(stride, _tuple(padding, dims), dilation, False, (0,) * dims, groups)
+    value = network.shaped(
+        lambda: geometry.output_shape(shape, weight.shape),
+        func,
+        input,
+        used.masked(),
+        bias,
+        *arguments,
     )
     return network.tensor(value, convolution_path(network, path, shape, used, geometry))
 
@@ -99,18 +101,8 @@ def transposed_convolution(
 ) -> Any:
     """Transposed convolution of [N, C, *space] with W [C, O/groups, *kernel]."""
     used = network.weights(weight)
-    value = network.value(
-        func,
-        input,
-        used.masked(),
-        bias,
-        stride,
-        padding,
-        output_padding,
-        groups,
-        dilation,
-    )
     dims = weight.dim() - 2
+    arguments = (stride, padding, output_padding, groups, dilation)
     geometry = Convolution(
         _tuple(stride, dims),
         _tuple(padding, dims),
@@ -119,8 +111,16 @@ def transposed_convolution(
         _tuple(output_padding, dims),
         groups,
     )
-    path = convolution_path(network, input.path, input.value.shape, used, geometry)
-    return network.tensor(value, path)
+    shape = input.value.shape
+    value = network.shaped(
+        lambda: geometry.output_shape(shape, weight.shape),
+        func,
+        input,
+        used.masked(),
+        bias,
+        *arguments,
+    )
+    return network.tensor(value, convolution_path(network, input.path, shape, used, geometry))
 
 
 class Convolution:
@@ -138,6 +138,21 @@ class Convolution:
         self.arguments = (stride, padding, dilation, transposed, output_padding)
         self.transposed = transposed
         self.groups = groups
+
+    def output_shape(self, shape: torch.Size, weight: torch.Size) -> tuple[int, ...]:
+        """[N, O, *space] (or without N) for an input and a weight of the given shapes."""
+        stride, padding, dilation, transposed, extra = self.arguments
+        dims = len(weight) - 2
+        lead, space = shape[: -dims - 1], shape[-dims:]
+        reach = [dilation[i] * (weight[2 + i] - 1) for i in range(dims)]
+        if transposed:
+            sizes = [
+                (space[i] - 1) * stride[i] - 2 * padding[i] + reach[i] + extra[i] + 1
+                for i in range(dims)
+            ]
+            return (*lead, weight[1] * self.groups, *sizes)
+        sizes = [(space[i] + 2 * padding[i] - reach[i] - 1) // stride[i] + 1 for i in range(dims)]
+        return (*lead, weight[0], *sizes)
 
     def __call__(self, x: Tensor, weight: Tensor, groups: int | None = None) -> Tensor:
         """Convolve [N, C, *space] without a bias."""
@@ -160,9 +175,7 @@ def convolution_path(
         path.mantissa.dim() == weight.theta.dim() - 1
     ):  # torch allows an input without the batch dimension
         batched = PathSum(path.mantissa[None], path.exponent)
-        result = convolution_path(
-            network, batched, torch.Size([1, *shape]), weight, geometry
-        )
+        result = convolution_path(network, batched, torch.Size([1, *shape]), weight, geometry)
         return None if result is None else result.map(lambda m: m.squeeze(0))
     space = range(2, len(shape))
     if network.squares:
@@ -172,9 +185,7 @@ def convolution_path(
     mask = weight.ones(network.dtype, path.mantissa.device)
     if mask is None:
         return ones_convolution(path, shape, weight.theta.shape, geometry).normalised()
-    return PathSum(
-        geometry(path.widened(shape, [1, *space]), mask), path.exponent
-    ).normalised()
+    return PathSum(geometry(path.widened(shape, [1, *space]), mask), path.exponent).normalised()
 
 
 def ones_convolution(
@@ -210,7 +221,8 @@ def ones_convolution(
 
 
 def summed(path: PathSum, dim: int, size: int) -> PathSum:
-    """Sum over one dimension of the given full size, kept with size 1; a constant dimension is a multiplication."""
+    """Sum over one dimension of the given full size, kept with size 1; a constant dimension is a
+    multiplication."""
     if path.mantissa.shape[dim] == 1:
         return path.times(float(size))
     return path.map(lambda m: m.sum(dim, keepdim=True))
@@ -228,9 +240,10 @@ def _resolve_padding(
     kernel: torch.Size,
     dilation: Ints,
 ) -> tuple[PathSum | None, torch.Size, Ints]:
-    """``"valid"`` is no padding; ``"same"`` pads the path explicitly, since its two sides may differ by one."""
+    """``"valid"`` is no padding; ``"same"`` pads the path explicitly, since its two sides may
+    differ by one."""
     if padding == "valid":
-        return path, shape, (0,)
+        return path, shape, (0,) * len(kernel)
     amounts: list[int] = []
     for size, step in reversed(list(zip(kernel, dilation, strict=True))):
         both = step * (size - 1)
@@ -245,4 +258,4 @@ def _resolve_padding(
     )
     if path is not None:
         path = PathSum(F.pad(path.widened(shape, space), amounts), path.exponent)
-    return path, padded, (0,)
+    return path, padded, (0,) * len(kernel)

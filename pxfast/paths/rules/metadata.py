@@ -1,4 +1,5 @@
-"""What code asks of a tensor besides its entries: shape, dtype, device. And what it may not ask in a shape-only pass."""
+"""What code asks of a tensor besides its entries: shape, dtype, device. And what it may not ask in
+a shape-only pass."""
 
 from __future__ import annotations
 
@@ -12,12 +13,16 @@ from pxfast.paths.network import NeedsValuesError, Network
 from pxfast.paths.registry import rule
 
 _PROPERTIES = [
-    "shape", "dtype", "layout", "ndim", "requires_grad", "grad", "grad_fn", "is_leaf", "is_sparse", "is_quantized",
-    "is_meta", "is_mkldnn", "is_nested", "names", "itemsize", "nbytes", "_version", "_base", "is_cpu",
+    "shape", "dtype", "layout", "ndim", "requires_grad", "grad", "grad_fn", "is_leaf", "is_sparse",
+    "is_quantized",
+    "is_meta", "is_mkldnn", "is_nested", "names", "itemsize", "nbytes", "_version", "_base",
+    "is_cpu",
 ]  # fmt: skip
 _METHODS = [
-    "size", "dim", "numel", "nelement", "stride", "storage_offset", "is_contiguous", "is_floating_point",
-    "is_complex", "element_size", "ndimension", "__len__", "is_conj", "is_neg", "is_signed", "is_inference",
+    "size", "dim", "numel", "nelement", "stride", "storage_offset", "is_contiguous",
+    "is_floating_point",
+    "is_complex", "element_size", "ndimension", "__len__", "is_conj", "is_neg", "is_signed",
+    "is_inference",
     "__hash__",
 ]  # fmt: skip
 
@@ -61,8 +66,10 @@ def as_text(network: Network, func: Any, x: Any, *args: Any, **kwargs: Any) -> s
 
 
 @rule(
-    Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__,
-    Tensor.__array__, Tensor.__contains__, Tensor.is_nonzero, torch.is_nonzero, torch.equal, Tensor.equal,
+    Tensor.item, Tensor.tolist, Tensor.numpy, Tensor.__bool__, Tensor.__float__, Tensor.__int__,
+    Tensor.__index__,
+    Tensor.__array__, Tensor.__contains__, Tensor.is_nonzero, torch.is_nonzero, torch.equal,
+    Tensor.equal,
     torch.allclose, Tensor.allclose,
 )  # fmt: skip
 def to_python(network: Network, func: Any, *args: Any, **kwargs: Any) -> Any:
@@ -73,14 +80,20 @@ def to_python(network: Network, func: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 @rule(
-    Tensor.argmax, torch.argmax, Tensor.argmin, torch.argmin, Tensor.eq, torch.eq, Tensor.ne, torch.ne, Tensor.lt,
-    torch.lt, Tensor.le, torch.le, Tensor.gt, torch.gt, Tensor.ge, torch.ge, torch.isnan, Tensor.isnan,
-    torch.isinf, Tensor.isinf, torch.isfinite, Tensor.isfinite, torch.all, Tensor.all, torch.any, Tensor.any,
-    torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like, torch.rand_like, torch.randn_like,
-    Tensor.new_zeros, Tensor.new_ones, Tensor.new_full, Tensor.new_empty, Tensor.new_tensor, torch.sign, Tensor.sign,
+    Tensor.argmax, torch.argmax, Tensor.argmin, torch.argmin, Tensor.eq, torch.eq, Tensor.ne,
+    torch.ne, Tensor.lt,
+    torch.lt, Tensor.le, torch.le, Tensor.gt, torch.gt, Tensor.ge, torch.ge, torch.isnan,
+    Tensor.isnan,
+    torch.isinf, Tensor.isinf, torch.isfinite, Tensor.isfinite, torch.all, Tensor.all, torch.any,
+    Tensor.any,
+    torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like, torch.rand_like,
+    torch.randn_like,
+    Tensor.new_zeros, Tensor.new_ones, Tensor.new_full, Tensor.new_empty, Tensor.new_tensor,
+    torch.sign, Tensor.sign,
 )  # fmt: skip
 def without_path(network: Network, func: Any, *args: Any, **kwargs: Any) -> Any:
-    """Piecewise constant in its input, or not a function of it at all: a value that carries no path."""
+    """Piecewise constant in its input, or not a function of it at all: a value that carries no
+    path."""
     return network.tensor(network.value(func, *args, **kwargs), None)
 
 
@@ -88,6 +101,7 @@ def without_path(network: Network, func: Any, *args: Any, **kwargs: Any) -> Any:
 def gradients(network: Network, func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     """A forward that differentiates inside cannot be scored."""
     raise NoRuleError(
-        f"Tensor.{func.__name__} was called while scoring ({network.weights.where()}). Scoring runs the model's "
+        f"Tensor.{func.__name__} was called while scoring ({network.weights.where()}). Scoring "
+        f"runs the model's "
         "forward without gradients; leave gradients to training code outside forward."
     )

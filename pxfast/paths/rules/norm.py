@@ -1,8 +1,8 @@
 """Normalisation layers.
 
-The statistics belong to the data (h, J), the learned scale γ to the weights (g, J). BatchNorm in evaluation is a fixed
-scale γ²/(σ²+ε) and counts as a weight; every other norm divides by the σ of a sample (or batch), which is a gate.
-Centring and β start no path.
+The statistics belong to the data (h, J), the learned scale γ to the weights (g, J). BatchNorm in
+evaluation is a fixed scale γ²/(σ²+ε) and counts as a weight; every other norm divides by the σ of a
+sample (or batch), which is a gate. Centring and β start no path.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ def batch_norm(
             running_var,
         )
     if network.batchnorm == "data" or running_var is None or training:
-        value = network.value(
-            F.batch_norm, input, None, None, weight, bias, True, 0.0, eps
-        )
+        value = (
+            input.value
+        )  # one sample, whose own statistics mean nothing, where gates do not count
+        if network.gates:
+            value = network.entrywise(F.batch_norm, input, None, None, weight, bias, True, 0.0, eps)
         dims = [0, *range(2, input.value.dim())]
-        path = network.gated(
-            input, lambda: 1 / (_variance(network, input.value, dims) + eps)
-        )
+        path = network.gated(input, lambda: 1 / (_variance(network, input.value, dims) + eps))
         return network.tensor(
             value,
             network.scaled(path, lambda: _per_channel(_square(network, weight), input)),
         )
-    value = network.value(
+    value = network.entrywise(
         F.batch_norm, input, running_mean, running_var, weight, bias, False, 0.0, eps
     )
 
@@ -66,15 +66,14 @@ def batch_norm(
 
 @rule(F.layer_norm, torch.layer_norm)
 def layer_norm(
-    network: Network, func: Any, input: Any, normalized_shape: Any, weight: Any = None, bias: Any = None,
+    network: Network, func: Any, input: Any, normalized_shape: Any, weight: Any = None,
+    bias: Any = None,
     eps: float = 1e-5, *_: Any,
 ) -> Any:  # fmt: skip
     """Over the last dimensions: h × 1/(σ²+ε) of the sample, g × γ²."""
-    value = network.value(func, input, normalized_shape, weight, bias, eps)
+    value = network.entrywise(func, input, normalized_shape, weight, bias, eps)
     dims = list(range(-len(normalized_shape), 0))
-    path = network.gated(
-        input, lambda: 1 / (_variance(network, input.value, dims) + eps)
-    )
+    path = network.gated(input, lambda: 1 / (_variance(network, input.value, dims) + eps))
     return network.tensor(value, network.scaled(path, lambda: _square(network, weight)))
 
 
@@ -88,14 +87,12 @@ def rms_norm(
     eps: float | None = None,
 ) -> Any:
     """As layer_norm, with σ² = mean(x²)."""
-    value = network.value(func, input, normalized_shape, weight, eps)
+    value = network.entrywise(func, input, normalized_shape, weight, eps)
     dims = list(range(-len(normalized_shape), 0))
     epsilon = torch.finfo(input.value.dtype).eps if eps is None else eps
 
     def squared_gate() -> Tensor:
-        return 1 / (
-            input.value.to(network.dtype).square().mean(dims, keepdim=True) + epsilon
-        )
+        return 1 / (input.value.to(network.dtype).square().mean(dims, keepdim=True) + epsilon)
 
     path = network.gated(input, squared_gate)
     return network.tensor(value, network.scaled(path, lambda: _square(network, weight)))
@@ -107,7 +104,7 @@ def group_norm(
     eps: float = 1e-5, *_: Any,
 ) -> Any:  # fmt: skip
     """Over the channels of a group and space: h × 1/(σ²+ε) of the sample, g × γ²."""
-    value = network.value(func, input, num_groups, weight, bias, eps)
+    value = network.entrywise(func, input, num_groups, weight, bias, eps)
     channels = input.value.shape[1]
 
     def squared_gate() -> Tensor:
@@ -126,10 +123,13 @@ def group_norm(
 
 @rule(F.instance_norm, torch.instance_norm)
 def instance_norm(
-    network: Network, func: Any, input: Any, running_mean: Any = None, running_var: Any = None, weight: Any = None,
-    bias: Any = None, use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5, *_: Any,
+    network: Network, func: Any, input: Any, running_mean: Any = None, running_var: Any = None,
+    weight: Any = None,
+    bias: Any = None, use_input_stats: bool = True, momentum: float = 0.1, eps: float = 1e-5,
+    *_: Any,
 ) -> Any:  # fmt: skip
-    """Over space: h × 1/(σ²+ε) of the sample, g × γ². With running statistics it is a BatchNorm in evaluation."""
+    """Over space: h × 1/(σ²+ε) of the sample, g × γ². With running statistics it is a BatchNorm in
+    evaluation."""
     if func is torch.instance_norm:
         running_mean, running_var, weight, bias = (
             weight,
@@ -150,13 +150,9 @@ def instance_norm(
             momentum,
             eps,
         )
-    value = network.value(
-        F.instance_norm, input, None, None, weight, bias, True, 0.0, eps
-    )
+    value = network.entrywise(F.instance_norm, input, None, None, weight, bias, True, 0.0, eps)
     dims = list(range(2, input.value.dim()))
-    path = network.gated(
-        input, lambda: 1 / (_variance(network, input.value, dims) + eps)
-    )
+    path = network.gated(input, lambda: 1 / (_variance(network, input.value, dims) + eps))
     return network.tensor(
         value,
         network.scaled(path, lambda: _per_channel(_square(network, weight), input)),
@@ -174,13 +170,11 @@ def local_response_norm(
     k: float = 1.0,
 ) -> Any:
     """x / (k + α·mean of squares of neighbouring channels)^β: a gate."""
-    value = network.value(func, input, size, alpha, beta, k)
+    value = network.entrywise(func, input, size, alpha, beta, k)
 
     def squared_gate() -> Tensor:
         z = input.value.to(network.dtype)
-        squares = F.pad(
-            z.square().flatten(2).unsqueeze(1), (0, 0, size // 2, (size - 1) // 2)
-        )
+        squares = F.pad(z.square().flatten(2).unsqueeze(1), (0, 0, size // 2, (size - 1) // 2))
         mean = F.avg_pool2d(squares, (size, 1), stride=1).squeeze(1).reshape(z.shape)
         return (k + alpha * mean) ** (-2 * beta)
 

@@ -1,4 +1,5 @@
-"""Pooling. Max-pooling follows the entry that the true network picked (h, J), or opens every path (g)."""
+"""Pooling. Max-pooling follows the entry that the true network picked (h, J), or opens every path
+(g)."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ _ADAPTIVE_WITH_INDICES: dict[int, Any] = {
 
 def _max_pool(dims: int) -> Callable[..., Any]:
     def max_pool(
-        network: Network, func: Any, input: Any, kernel_size: Any, stride: Any = None, padding: Any = 0,
+        network: Network, func: Any, input: Any, kernel_size: Any, stride: Any = None,
+        padding: Any = 0,
         dilation: Any = 1, ceil_mode: bool = False, return_indices: bool = False,
     ) -> Any:  # fmt: skip
         arguments = (kernel_size, stride, padding, dilation, ceil_mode)
@@ -39,9 +41,7 @@ def _max_pool(dims: int) -> Callable[..., Any]:
         elif network.gates:
             path = picked(network, input, indices, dims)
         else:
-            path = _window_sum(
-                input, value.shape, dims, kernel_size, stride, padding, dilation
-            )
+            path = _window_sum(input, value.shape, dims, kernel_size, stride, padding, dilation)
         result = network.tensor(value, path)
         return (result, network.tensor(indices, None)) if return_indices else result
 
@@ -57,7 +57,8 @@ for _dims, _functions in {
 
 
 def picked(network: Network, x: Any, indices: Tensor, dims: int) -> PathSum:
-    """The path sum of the entries that max-pooling picked; ``indices`` count in the flattened window dimensions."""
+    """The path sum of the entries that max-pooling picked; ``indices`` count in the flattened
+    window dimensions."""
     indices = indices.to(network.path_device)
     lead = indices.shape[: indices.dim() - dims]
     source = x.path.widened(x.value.shape, range(-dims, 0)).flatten(-dims)
@@ -78,9 +79,7 @@ def _window_sum(
     dilation: Any,
 ) -> PathSum:
     """Sum over each window: a convolution with ones, one channel at a time."""
-    kernel, padding, dilation = (
-        _tuple(value, dims) for value in (kernel_size, padding, dilation)
-    )
+    kernel, padding, dilation = (_tuple(value, dims) for value in (kernel_size, padding, dilation))
     stride = kernel if stride is None or stride == [] else _tuple(stride, dims)
     mantissa = x.path.widened(x.value.shape, range(-dims, 0))
     lead, space = mantissa.shape[:-dims], mantissa.shape[-dims:]
@@ -96,11 +95,7 @@ def _window_sum(
         )
         for i in range(dims)
     ]
-    pad = [
-        amount
-        for i in reversed(range(dims))
-        for amount in (padding[i], padding[i] + extra[i])
-    ]
+    pad = [amount for i in reversed(range(dims)) for amount in (padding[i], padding[i] + extra[i])]
     padded = F.pad(mantissa.reshape(-1, 1, *space), pad)
     ones = padded.new_ones((1, 1, *kernel))
     sums = _CONVOLUTION[dims](padded, ones, stride=stride, dilation=dilation)
@@ -109,13 +104,9 @@ def _window_sum(
 
 
 def _average_pool(dims: int) -> Callable[..., Any]:
-    def average_pool(
-        network: Network, func: Any, input: Any, *args: Any, **kwargs: Any
-    ) -> Any:
+    def average_pool(network: Network, func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
         value = network.value(func, input, *args, **kwargs)
-        return network.tensor(
-            value, over_space(input, dims, lambda m: func(m, *args, **kwargs))
-        )
+        return network.tensor(value, over_space(input, dims, lambda m: func(m, *args, **kwargs)))
 
     return average_pool
 
@@ -133,15 +124,12 @@ for _dims, _functions in {
     rule(*_functions)(_average_pool(_dims))
 
 
-def over_space(
-    x: Any, dims: int, function: Callable[[Tensor], Tensor]
-) -> PathSum | None:
-    """Apply a linear function of the last ``dims`` dimensions; constant leading dimensions stay narrow."""
+def over_space(x: Any, dims: int, function: Callable[[Tensor], Tensor]) -> PathSum | None:
+    """Apply a linear function of the last ``dims`` dimensions; constant leading dimensions stay
+    narrow."""
     if x.path is None:
         return None
-    return PathSum(
-        function(x.path.widened(x.value.shape, range(-dims, 0))), x.path.exponent
-    )
+    return PathSum(function(x.path.widened(x.value.shape, range(-dims, 0))), x.path.exponent)
 
 
 def _adaptive_max_pool(dims: int) -> Callable[..., Any]:
@@ -178,7 +166,8 @@ for _dims, _functions in {
 
 
 def _adaptive_window_sum(x: Any, sizes: torch.Size, dims: int) -> PathSum:
-    """Adaptive windows run from floor(i·n/m) to ceil((i+1)·n/m): a 0/1 matrix along each dimension."""
+    """Adaptive windows run from floor(i·n/m) to ceil((i+1)·n/m): a 0/1 matrix along each
+    dimension."""
     mantissa = x.path.widened(x.value.shape, range(-dims, 0))
     for dim, size in zip(range(-dims, 0), sizes, strict=True):
         n = mantissa.shape[dim]
@@ -191,10 +180,12 @@ def _adaptive_window_sum(x: Any, sizes: torch.Size, dims: int) -> PathSum:
 
 @rule(F.lp_pool1d, F.lp_pool2d, F.lp_pool3d)
 def lp_pool(network: Network, func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
-    """Norm 1 of non-negative inputs is a sum; other norms have no value path that is linear in one entry."""
+    """Norm 1 of non-negative inputs is a sum; other norms have no value path that is linear in one
+    entry."""
     norm = args[0] if args else kwargs["norm_type"]
     raise TypeError(
-        f"{func.__name__} with norm {norm} is not linear along a path and has no rule; use average or max-pooling"
+        f"{func.__name__} with norm {norm} is not linear along a path and has no rule; use "
+        f"average or max-pooling"
     )
 
 

@@ -1,4 +1,5 @@
-"""Operations that move entries around: reshape, permute, slice, concatenate, pad, interpolate. Paths go as they are."""
+"""Operations that move entries around: reshape, permute, slice, concatenate, pad, interpolate.
+Paths go as they are."""
 
 from __future__ import annotations
 
@@ -15,11 +16,16 @@ from pxfast.paths.pathsum import PathSum, aligned, narrow
 from pxfast.paths.registry import rule, spellings
 
 _MOVING = [
-    "flatten", "unflatten", "reshape", "permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t",
-    "squeeze", "unsqueeze", "expand", "broadcast_to", "repeat", "tile", "repeat_interleave", "flip", "fliplr", "roll",
-    "rot90", "narrow", "select", "index_select", "chunk", "split", "split_with_sizes", "tensor_split", "unbind",
-    "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "unfold", "diagonal", "adjoint",
-    "take_along_dim", "gather", "tril", "triu", "alias", "view_copy", "unsafe_chunk", "unsafe_split",
+    "flatten", "unflatten", "reshape", "permute", "transpose", "swapaxes", "swapdims", "movedim",
+    "moveaxis", "t",
+    "squeeze", "unsqueeze", "expand", "broadcast_to", "repeat", "tile", "repeat_interleave",
+    "flip", "fliplr", "roll",
+    "rot90", "narrow", "select", "index_select", "chunk", "split", "split_with_sizes",
+    "tensor_split", "unbind",
+    "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "unfold",
+    "diagonal", "adjoint",
+    "take_along_dim", "gather", "tril", "triu", "alias", "view_copy", "unsafe_chunk",
+    "unsafe_split",
 ]  # fmt: skip
 
 
@@ -49,9 +55,7 @@ def view(network: Network, func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     return moved(network, x, value, lambda m: m.reshape(value.shape))
 
 
-def moved(
-    network: Network, x: Any, value: Any, function: Callable[[Tensor], Any]
-) -> Any:
+def moved(network: Network, x: Any, value: Any, function: Callable[[Tensor], Any]) -> Any:
     """Pair the value(s) of a movement with the path(s) moved the same way."""
     if x.path is None:
         return tree_map_only(Tensor, lambda v: network.tensor(v, None), value)
@@ -59,9 +63,7 @@ def moved(
     if isinstance(value, Tensor):
         return network.tensor(value, PathSum(narrow(paths), x.path.exponent))
     pairs = zip(value, paths, strict=True)
-    return type(value)(
-        network.tensor(v, PathSum(narrow(m), x.path.exponent)) for v, m in pairs
-    )
+    return type(value)(network.tensor(v, PathSum(narrow(m), x.path.exponent)) for v, m in pairs)
 
 
 @rule(Tensor.__getitem__)
@@ -69,15 +71,9 @@ def get_item(network: Network, func: Any, x: Any, index: Any) -> Any:
     """Slices and index tensors."""
     from pxfast.paths.tensor import PathTensor
 
-    if not isinstance(
-        x, PathTensor
-    ):  # a table indexed by something computed: no path starts there
+    if not isinstance(x, PathTensor):  # a table indexed by something computed: no path starts there
         return network.tensor(network.value(func, x, index), None)
-    masks = [
-        i
-        for i in (index if isinstance(index, tuple) else (index,))
-        if isinstance(i, Tensor)
-    ]
+    masks = [i for i in (index if isinstance(index, tuple) else (index,)) if isinstance(i, Tensor)]
     if any(i.dtype in (torch.bool, torch.uint8) for i in masks) and not network.values:
         raise NeedsValuesError  # how many entries are picked depends on the mask's entries
     plain = tree_map_only(PathTensor, lambda i: i.value, index)
@@ -92,7 +88,8 @@ def get_item(network: Network, func: Any, x: Any, index: Any) -> Any:
 
 @rule(Tensor.__setitem__)
 def set_item(network: Network, func: Any, x: Any, index: Any, source: Any) -> Any:
-    """``x[index] = source``: the paths of the overwritten entries end, those of the source go on."""
+    """``x[index] = source``: the paths of the overwritten entries end, those of the source go
+    on."""
     from pxfast.paths.tensor import PathTensor
 
     value = network.value(torch.clone, x)
@@ -101,9 +98,7 @@ def set_item(network: Network, func: Any, x: Any, index: Any, source: Any) -> An
         return network.tensor(value, None)
     new = source.path if isinstance(source, PathTensor) else None
     if new is None:
-        new = PathSum(
-            x.path.mantissa.new_zeros([1] * max(1, value.dim())), x.path.exponent
-        )
+        new = PathSum(x.path.mantissa.new_zeros([1] * max(1, value.dim())), x.path.exponent)
     exponent, (old_mantissa, new_mantissa) = aligned([x.path, new])
     mantissa = old_mantissa.expand(value.shape).clone()
     target = mantissa[tree_map_only(Tensor, lambda i: i.to(mantissa.device), index)]
@@ -111,9 +106,7 @@ def set_item(network: Network, func: Any, x: Any, index: Any, source: Any) -> An
         new_mantissa = new_mantissa.expand(source.value.shape)
     else:
         new_mantissa = new_mantissa.new_zeros(())
-    mantissa = mantissa.index_put(
-        _as_indices(index, mantissa), new_mantissa.expand(target.shape)
-    )
+    mantissa = mantissa.index_put(_as_indices(index, mantissa), new_mantissa.expand(target.shape))
     return network.tensor(value, PathSum(mantissa, exponent))
 
 
@@ -136,32 +129,23 @@ def stack(network: Network, func: Any, tensors: Any, dim: int = 0) -> Any:
     """As concatenate, along a new dimension."""
     value = network.value(torch.stack, tensors, dim)
     dim = dim % value.dim()
-    return network.tensor(
-        value, _joined(network, tensors, dim, value.dim(), torch.stack)
-    )
+    return network.tensor(value, _joined(network, tensors, dim, value.dim(), torch.stack))
 
 
-def _joined(
-    network: Network, tensors: Any, dim: int, dims: int, join: Any
-) -> PathSum | None:
+def _joined(network: Network, tensors: Any, dim: int, dims: int, join: Any) -> PathSum | None:
     paths = [path_of(tensor) for tensor in tensors]
     if all(path is None for path in paths):
         return None
     given = [path for path in paths if path is not None]
     empty = given[0].map(lambda m: m.new_zeros([1] * m.dim()))
-    exponent, mantissas = aligned(
-        [path if path is not None else empty for path in paths]
-    )
+    exponent, mantissas = aligned([path if path is not None else empty for path in paths])
     dim %= dims
     pieces = []
     for tensor, mantissa in zip(tensors, mantissas, strict=True):
-        shape = list(
-            tensor.shape if not hasattr(tensor, "value") else tensor.value.shape
-        )
+        shape = list(tensor.shape if not hasattr(tensor, "value") else tensor.value.shape)
         along = [
             size
-            if (join is torch.cat and d == dim)
-            or any(m.shape[d] != 1 for m in mantissas)
+            if (join is torch.cat and d == dim) or any(m.shape[d] != 1 for m in mantissas)
             else 1
             for d, size in enumerate(shape)
         ]
@@ -193,9 +177,7 @@ def pad(
     mantissa = input.path.widened(input.value.shape, touched)
     if mode == "constant":
         pairs = [
-            amount
-            for i in range(len(pad) // 2)
-            for amount in _pair(pad, i, -1 - i in touched)
+            amount for i in range(len(pad) // 2) for amount in _pair(pad, i, -1 - i in touched)
         ]
         mantissa = F.pad(mantissa, pairs)
     else:
@@ -208,10 +190,9 @@ def _pair(pad: Any, i: int, touched: bool) -> tuple[int, int]:
 
 
 @rule(F.interpolate, F.upsample)
-def interpolate(
-    network: Network, func: Any, input: Any, *args: Any, **kwargs: Any
-) -> Any:
-    """Linear interpolation is an average; the negative coefficients of bicubic interpolation count by size."""
+def interpolate(network: Network, func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
+    """Linear interpolation is an average; the negative coefficients of bicubic interpolation count
+    by size."""
     value = network.value(F.interpolate, input, *args, **kwargs)
     if input.path is None:
         return network.tensor(value, None)
@@ -225,13 +206,12 @@ def interpolate(
         )
     rows = _coefficients(shape[-2], mantissa, args, kwargs, dim=-2)
     columns = _coefficients(shape[-1], mantissa, args, kwargs, dim=-1)
-    return network.tensor(
-        value, PathSum(rows @ mantissa @ columns.T, input.path.exponent)
-    )
+    return network.tensor(value, PathSum(rows @ mantissa @ columns.T, input.path.exponent))
 
 
 def _coefficients(size: int, like: Tensor, args: Any, kwargs: Any, dim: int) -> Tensor:
-    """Absolute coefficients of bicubic interpolation along one dimension, [out, in]: it is separable."""
+    """Absolute coefficients of bicubic interpolation along one dimension, [out, in]: it is
+    separable."""
     other = like.shape[-1] if dim == -2 else like.shape[-2]
     units = torch.eye(size, dtype=like.dtype, device="cpu")
     images = (
@@ -245,8 +225,10 @@ def _coefficients(size: int, like: Tensor, args: Any, kwargs: Any, dim: int) -> 
 
 
 @rule(
-    Tensor.to, Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16, Tensor.type, Tensor.type_as, Tensor.cpu,
-    Tensor.cuda, Tensor.clone, torch.clone, Tensor.detach, torch.detach, Tensor.contiguous, Tensor.data.__get__,
+    Tensor.to, Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16, Tensor.type,
+    Tensor.type_as, Tensor.cpu,
+    Tensor.cuda, Tensor.clone, torch.clone, Tensor.detach, torch.detach, Tensor.contiguous,
+    Tensor.data.__get__,
     Tensor.requires_grad_, Tensor.detach_,
 )  # fmt: skip
 def same_entries(network: Network, func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
@@ -269,8 +251,4 @@ def _cast_shape(value: Tensor, args: Any, kwargs: Any) -> Tensor:
 def _copying(func: Any) -> Any:
     """The out-of-place spelling, for the path."""
     name = getattr(func, "__name__", "")
-    return (
-        getattr(Tensor, name[:-1])
-        if name.endswith("_") and not name.endswith("__")
-        else func
-    )
+    return getattr(Tensor, name[:-1]) if name.endswith("_") and not name.endswith("__") else func

@@ -1,4 +1,5 @@
-"""Linear operations with squared weights, whose backward accumulates scores instead of a weight gradient.
+"""Linear operations with squared weights, whose backward accumulates scores instead of a weight
+gradient.
 
 With cotangent dy, S += dW ∘ (θ²·M) where dW = ∂R/∂(θ²·M) is what a weight gradient would be.
 """
@@ -17,7 +18,8 @@ from pxfast.paths.weights import Weight
 class SquaredLinear(torch.autograd.Function):
     """y = x (W∘W∘M)ᵀ on path sums x [..., K]; the backward adds to ``weight.saliency``.
 
-    ``anchor`` is a scalar that requires grad: it makes the backward run also where x does not need one.
+    ``anchor`` is a scalar that requires grad: it makes the backward run also where x does not need
+    one.
     """
 
     @staticmethod
@@ -26,36 +28,29 @@ class SquaredLinear(torch.autograd.Function):
         ctx.x, ctx.weight = x, weight
         if weight.indicator:
             return _exists(x @ weight.squared(x.dtype).T)
-        return ops.squared_linear(x, weight.theta, weight.mask)
+        return ops.squared_linear(x, _theta(weight, x), weight.mask)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> Any:  # type: ignore[override]
         """dx = dy (W∘W∘M), and the saliency in the same read of W."""
         x, weight = ctx.x, ctx.weight
         weight.visit()
+        theta, mask, saliency = _theta(weight, x), weight.mask, weight.saliency
         if weight.indicator:
-            return _indicator_backward(_exists(dy), x, weight), None, None
-        if weight.saliency is None:
-            dx = ops.squared_linear(
-                dy, weight.theta.T, None if weight.mask is None else weight.mask.T
-            )
-            return dx, None, None
-        return (
-            ops.squared_linear_backward(
-                dy, x, weight.theta, weight.mask, weight.saliency
-            ),
-            None,
-            None,
-        )
+            dx = _indicator_backward(_exists(dy), x, weight)
+        elif saliency is None:
+            dx = ops.squared_linear(dy, theta.T, None if mask is None else mask.T)
+        else:
+            with_dx = ctx.needs_input_grad[0]
+            dx = ops.squared_linear_backward(dy, x, theta, mask, saliency, with_dx)
+        return dx if ctx.needs_input_grad[0] else None, None, None
 
 
 class SquaredConvolution(torch.autograd.Function):
     """A convolution of path sums with W∘W∘M; the backward adds to ``weight.saliency``."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, anchor: Tensor, weight: Weight, geometry: Any
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, anchor: Tensor, weight: Weight, geometry: Any) -> Tensor:
         """Shapes: x [N, C, *space], weight as torch's convolutions have it."""
         ctx.x, ctx.weight, ctx.geometry = x, weight, geometry
         y = geometry(x, weight.squared(x.dtype))
@@ -88,3 +83,8 @@ def _indicator_backward(dy: Tensor, x: Tensor, weight: Weight) -> Tensor:
     if weight.saliency is not None:
         weight.saliency.addcmul_(dy.flatten(0, -2).T @ x.flatten(0, -2), squared)
     return dy @ squared
+
+
+def _theta(weight: Weight, x: Tensor) -> Tensor:
+    """θ as the ops take it: a model that mixes float64 with other dtypes has float64 path sums."""
+    return weight.theta.to(x.dtype) if x.dtype == torch.float64 else weight.theta
