@@ -1,0 +1,146 @@
+// Runs the CUDA source of squared_linear through the harness against sums in double, as a program of its
+// own, so that it can be built with sanitizers and with planted bugs.
+//   cases forward|reverse|random
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "small_cut.h"
+
+namespace {
+
+using px::cuda::bf16;
+using px::cuda::SmallCut;
+
+struct Case {
+  int64_t T, O, K;
+  bool masked, aligned, with_dx;
+};
+
+// Few tokens (up to 8; strips of 128 columns, 8 rows at a time), then tiles of 16 x 32 x 8 and 32 x 64 x 8.
+constexpr Case kCases[] = {
+    {1, 1, 1, true, true, true},      {1, 9, 128, false, true, true},  {1, 41, 132, true, true, true},
+    {1, 19, 260, true, false, true},  {3, 10, 37, true, true, true},   {8, 24, 136, true, true, true},
+    {8, 7, 64, false, true, false},   {1, 0, 5, false, true, true},    {2, 3, 0, false, true, true},
+    {9, 1, 1, true, true, true},      {16, 32, 32, false, true, true}, {17, 33, 36, true, true, true},
+    {15, 31, 31, true, true, true},   {40, 20, 64, true, false, true}, {70, 130, 132, true, true, true},
+    {33, 65, 40, false, true, false}, {9, 64, 0, false, true, true},   {12, 0, 8, false, true, true},
+};
+
+std::mt19937 generator(7);
+bool failed = false;
+
+// Memory that starts on or just off a 64-byte boundary, and ends where AddressSanitizer sees the next byte.
+template <class T>
+class Array {
+ public:
+  Array(int64_t count, bool aligned) : offset_(aligned ? 0 : 1) {
+    const size_t bytes = static_cast<size_t>(count + offset_) * sizeof(T);
+    if (posix_memalign(&memory_, 64, bytes ? bytes : 1) != 0) std::abort();
+  }
+  ~Array() { std::free(memory_); }
+  Array(const Array&) = delete;
+  T* data() { return static_cast<T*>(memory_) + offset_; }
+  T& operator[](int64_t i) { return data()[i]; }
+
+ private:
+  void* memory_ = nullptr;
+  int64_t offset_;
+};
+
+template <class T>
+T stored(float v) {
+  if constexpr (std::is_same_v<T, bf16>) {
+    uint32_t bits;
+    std::memcpy(&bits, &v, sizeof bits);
+    return {static_cast<uint16_t>(bits >> 16)};
+  } else {
+    return static_cast<T>(v);
+  }
+}
+
+template <class T>
+void fill(Array<T>& a, int64_t count) {
+  std::uniform_real_distribution<float> values(0.1f, 1.f);
+  for (int64_t i = 0; i < count; ++i) a[i] = stored<T>(values(generator));
+}
+
+// Every term is positive, so a relative error bounds every single sum. 2^-23 (2^-52) for each of the at most
+// 300 terms.
+template <class Path>
+void compare(const std::string& what, Path got, double expected) {
+  const double tolerance = 300 * (sizeof(Path) == 4 ? 0x1p-23 : 0x1p-52);
+  if (failed || std::fabs(got - expected) <= tolerance * std::fabs(expected)) return;
+  std::printf("WRONG %s: expected %.9g, got %.9g\n", what.c_str(), expected, static_cast<double>(got));
+  failed = true;
+}
+
+template <class Weight>
+void run(const Case& c, const char* type) {
+  using Call = px::cuda::SquaredLinear<SmallCut, Weight>;
+  using Path = typename Call::Path;
+  const auto [T, O, K, masked, aligned, with_dx] = c;
+  Array<Path> x(T * K, aligned), dy(T * O, aligned), y(T * O, aligned), dx(T * K, aligned),
+      saliency(O * K, aligned);
+  Array<Weight> weight(O * K, aligned);
+  Array<uint8_t> mask(O * K, aligned);
+  fill(x, T * K), fill(dy, T * O), fill(weight, O * K), fill(saliency, O * K);
+  std::vector<double> square(O * K), before(saliency.data(), saliency.data() + O * K);
+  for (int64_t i = 0; i < O * K; ++i) {
+    mask[i] = !masked || generator() % 3 != 0;
+    const double w = px::cuda::widen(weight[i]);
+    square[i] = mask[i] ? w * w : 0;
+    if (!mask[i]) weight[i] = stored<Weight>(NAN);  // must count as 0
+  }
+
+  Array<unsigned char> scratch(Call::forward_scratch_bytes(T, O, K), true);
+  const uint8_t* const m = masked ? mask.data() : nullptr;
+  Call{weight.data(), m, T, O, K, scratch.data(), nullptr}.forward(x.data(), y.data());
+  Array<unsigned char> backward_scratch(Call::backward_scratch_bytes(T, O, K, with_dx), true);
+  Call{weight.data(), m, T, O, K, backward_scratch.data(), nullptr}.backward(
+      dy.data(), x.data(), with_dx ? dx.data() : nullptr, saliency.data());
+
+  const std::string name = std::string(type) + " T=" + std::to_string(T) + " O=" + std::to_string(O) +
+                           " K=" + std::to_string(K) + (masked ? " masked" : "") +
+                           (aligned ? "" : " unaligned");
+  for (int64_t t = 0; t < T; ++t)
+    for (int64_t o = 0; o < O; ++o) {
+      double sum = 0;
+      for (int64_t k = 0; k < K; ++k) sum += x[t * K + k] * square[o * K + k];
+      compare(name + " y", y[t * O + o], sum);
+    }
+  for (int64_t k = 0; k < K; ++k) {
+    for (int64_t t = 0; t < T && with_dx; ++t) {
+      double sum = 0;
+      for (int64_t o = 0; o < O; ++o) sum += dy[t * O + o] * square[o * K + k];
+      compare(name + " dx", dx[t * K + k], sum);
+    }
+    for (int64_t o = 0; o < O; ++o) {
+      double sum = 0;
+      for (int64_t t = 0; t < T; ++t) sum += static_cast<double>(dy[t * O + o]) * x[t * K + k];
+      compare(name + " saliency", saliency[o * K + k], before[o * K + k] + sum * square[o * K + k]);
+    }
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    emulated::schedule.order = emulated::order_named(argc > 1 ? argv[1] : "");
+    for (const Case& c : kCases) {
+      run<float>(c, "f32");
+      run<bf16>(c, "bf16");
+      run<double>(c, "f64");
+    }
+  } catch (const std::exception& error) {
+    std::printf("ERROR %s\n", error.what());
+    failed = true;
+  }
+  if (!failed) std::printf("PASSED\n");
+  return failed;
+}

@@ -1,0 +1,41 @@
+// The CUDA types and qualifiers that kernels name, as plain C++. Storage types hold bits and convert to
+// float; nothing computes in them, because kernels may not either.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#define __host__
+#define __device__
+#define __global__
+#define __launch_bounds__(...)
+#define __shared__ USE_PX_SHARED_INSTEAD  // a plain static could not be filled with NaN for every block
+
+struct __nv_bfloat16 {
+  std::uint16_t bits;
+};
+
+struct __half {
+  std::uint16_t bits;
+};
+
+inline float __bfloat162float(__nv_bfloat16 v) {
+  const std::uint32_t bits = static_cast<std::uint32_t>(v.bits) << 16;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+inline float __half2float(__half v) {
+  const int exponent = v.bits >> 10 & 31, fraction = v.bits & 1023;
+  float magnitude;
+  if (exponent == 31)
+    magnitude = fraction ? std::numeric_limits<float>::quiet_NaN() : std::numeric_limits<float>::infinity();
+  else if (exponent == 0)
+    magnitude = std::ldexp(static_cast<float>(fraction), -24);
+  else
+    magnitude = std::ldexp(static_cast<float>(1024 + fraction), exponent - 25);
+  return v.bits >> 15 ? -magnitude : magnitude;
+}
