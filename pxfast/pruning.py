@@ -10,7 +10,7 @@ from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from pxfast.errors import DataError, MaskError, RangeError
 from pxfast.rng import RngState, preserved_rng
@@ -125,11 +125,11 @@ def prune(
         initial=_initial_masks(model, masks),
         file=file,
     )
-    options.pop("max_memory")  # a run may go on in less memory
     settings = {
         "density": target, "schedule": schedule, "rounds": count, "scope": scope,
         "criterion": criterion, **options, "masks": masks_fingerprint(loop.initial),
     }  # fmt: skip
+    del settings["max_memory"]  # a run may go on in less memory
     with preserved_rng(data):
         saved = file and file.load()
         if saved:
@@ -149,12 +149,7 @@ def _first_state(model: nn.Module, data: Any, settings: Mapping[str, Any]) -> Ch
     rng = RngState.capture(data)
     with preserved_rng(data):
         run["data"] = data_fingerprint(data)
-    provenance = {
-        name: run[name] for name in ("criterion", "density", "rounds", "schedule", "scope")
-    }
-    provenance["seed"] = torch.initial_seed()
-    provenance["model_fingerprint"] = run["model"]
-    provenance["data_fingerprint"] = run["data"]
+    provenance = {"criterion": run["criterion"], "seed": torch.initial_seed()}
     return Checkpoint(round=0, masks={}, run=run, provenance=provenance, rng=rng.to_json())
 
 
@@ -191,7 +186,7 @@ class _Loop:
                 state = self.select(state, scores)
                 if self.file is not None:
                     self.file.save(state)
-                bar.set_postfix_str(f"density {_density(state.masks):.2%}", refresh=False)
+                bar.set_postfix_str(f"density {_density(state.masks):.3%}", refresh=False)
                 bar.update()
         if not reported.issuperset(_empty(state.masks)):
             try:
@@ -212,12 +207,12 @@ class _Loop:
         except RangeError as error:
             if state.round == 0:
                 raise
-            empty = ", ".join(_empty(state.masks)) or "none"
+            empty = _empty(state.masks)
+            collapse = f" Layer collapse: no weight is left in {', '.join(empty)}." if empty else ""
             raise RangeError(
-                f"layer collapse: after round {state.round}, at density "
-                f"{_density(state.masks):.3%}, the network cannot be scored any more ({error}). "
-                f"Layers without a weight: {empty}. Ask for a higher density, use scope='layer', "
-                f"or leave these layers out by exclude="
+                f"after round {state.round}, at density {_density(state.masks):.3%}, the network "
+                f"cannot be scored any more: {error}.{collapse} Ask for a higher density, prune in "
+                f"more rounds, use scope='layer', or leave layers out by exclude="
             ) from error
         if state.masks and list(scores) != list(state.masks):
             changed = ", ".join(sorted(set(scores) ^ set(state.masks))) or "their order"
@@ -239,7 +234,13 @@ class _Loop:
             state,
             round=state.round + 1,
             masks=keep_highest(scores, shares, alive),
-            provenance={**scores.provenance, **state.provenance},
+            provenance={
+                **state.provenance,
+                **scores.provenance,
+                **{name: state.run[name] for name in ("density", "rounds", "schedule", "scope")},
+                "model_fingerprint": state.run["model"],
+                "data_fingerprint": state.run["data"],
+            },
         )
 
 
@@ -329,11 +330,12 @@ def _report_branches(state: Checkpoint, reported: set[str]) -> set[str]:
     """Warns of newly empty layers of a network that still scores; returns their names."""
     names = [name for name in _empty(state.masks) if name not in reported]
     if names:
-        warnings.warn(
-            f"round {state.round} (density {_density(state.masks):.3%}) left no weight in "
-            f"{', '.join(names)}. Other paths still lead through the network, so these are empty "
-            f"branches: legal, but they compute nothing",
-            UserWarning,
-            stacklevel=4,
-        )
+        with tqdm.external_write_mode():
+            warnings.warn(
+                f"round {state.round} (density {_density(state.masks):.3%}) left no weight in "
+                f"{', '.join(names)}. Other paths still lead through the network, so these are "
+                f"empty branches: legal, but they compute nothing",
+                UserWarning,
+                stacklevel=4,
+            )
     return set(names)

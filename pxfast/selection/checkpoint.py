@@ -113,6 +113,6 @@ class CheckpointFile:
                     f"{checkpoint.round} ({error}). Pruning goes on and returns its masks, but a "
                     f"kill would lose the rounds since the last whole checkpoint",
                     UserWarning,
-                    stacklevel=3,
+                    stacklevel=4,
                 )
             self._failing = True

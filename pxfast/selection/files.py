@@ -65,18 +65,18 @@ def read_tensors(path: str | os.PathLike[str], kind: str) -> tuple[dict[str, Ten
         FileFormatError: If the file is damaged, truncated, of another kind or of a newer version.
         OSError: If it cannot be read.
     """
-    with open(path, "rb"):
-        pass  # safetensors reports a missing or unreadable file less clearly
+    # One open: safetensors.safe_open opens twice and can mix two versions of a file that is being
+    # replaced.
+    data = Path(path).read_bytes()
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            _check_kind(path, metadata, kind)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = safetensors.torch.load(data)
+        metadata = _metadata(data)
     except (safetensors.SafetensorError, UnicodeDecodeError) as error:
         raise FileFormatError(
             f"{path} is not a whole safetensors file ({error}): it is truncated, damaged or of "
             f"another kind. Make it again or restore a copy"
         ) from error
+    _check_kind(path, metadata, kind)
     text = metadata.get("content", "")
     if metadata.get("digest") != _digest(tensors, text):
         raise FileFormatError(
@@ -158,6 +158,12 @@ def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _metadata(data: bytes) -> dict[str, str]:
+    """Returns the metadata of a safetensors file that safetensors has found to be valid."""
+    length = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + length]).get("__metadata__") or {}
 
 
 def _check_kind(path: str | os.PathLike[str], metadata: Mapping[str, str], kind: str) -> None:

@@ -171,7 +171,14 @@ def as_mask(name: str, tensor: Tensor) -> Tensor:
 
 
 def as_masks(masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Returns bool masks of any mapping of names to 0/1 tensors."""
+    """Returns bool masks of any mapping of names to 0/1 tensors.
+
+    Raises:
+        TypeError: If it is no mapping.
+        MaskError: If a tensor holds anything but 0 and 1.
+    """
+    if not isinstance(masks, Mapping):
+        raise TypeError(f"masks must be a mapping of names to tensors, got {type(masks).__name__}")
     return {name: as_mask(name, mask) for name, mask in masks.items()}
 
 

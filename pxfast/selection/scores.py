@@ -11,7 +11,7 @@ from torch import Tensor
 from pxfast.errors import FileFormatError, MaskError, RangeError
 from pxfast.selection.budget import budgets, keep_highest, resolve_density
 from pxfast.selection.files import read_tensors, write_tensors
-from pxfast.selection.masks import Masks, as_mask
+from pxfast.selection.masks import Masks, as_masks
 from pxfast.selection.named import NamedTensors
 
 KIND = "pxfast.scores"
@@ -83,7 +83,7 @@ class Scores(NamedTensors):
             MaskError: If `masks` do not fit, or the density keeps no weight or more than are alive.
         """
         kept_fraction = resolve_density(density, sparsity)
-        alive = self._alive(masks or {})
+        alive = self._alive({} if masks is None else masks)
         shares = budgets(self, kept_fraction, scope, alive)
         for share in shares:
             share.check()
@@ -92,12 +92,12 @@ class Scores(NamedTensors):
 
     def _alive(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns earlier masks as bool tensors that fit these scores."""
-        if unknown := [name for name in masks if name not in self]:
+        alive = as_masks(masks)
+        if unknown := [name for name in alive if name not in self]:
             raise MaskError(
                 f"masks= names weights that have no score: {', '.join(unknown)}. "
                 f"Scored are: {', '.join(self)}"
             )
-        alive = {name: as_mask(name, mask) for name, mask in masks.items()}
         for name, mask in alive.items():
             if mask.shape != self[name].shape:
                 raise MaskError(

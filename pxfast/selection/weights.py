@@ -45,7 +45,13 @@ class MaskParametrization(nn.Module):
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Returns the user's model inside torch.compile, DataParallel and DistributedDataParallel."""
+    """Returns the user's model inside torch.compile, DataParallel and DistributedDataParallel.
+
+    Raises:
+        TypeError: If it is not a module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     while True:
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             model = model.module

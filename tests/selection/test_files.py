@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import pickle
+import threading
 
 import pytest
 import torch
@@ -150,6 +151,26 @@ def test_a_link_stays_a_link(tmp_path):
     write_atomically(link, b"x")
     assert link.is_symlink()
     assert (tmp_path / "real" / "file").read_bytes() == b"x"
+
+
+def test_a_reader_sees_one_version_of_a_file_that_is_replaced(tmp_path):
+    path, versions = tmp_path / "m", [Masks({"w": torch.full((64,), n % 2)}) for n in range(2)]
+    versions[0].save(path)
+    done = threading.Event()
+
+    def write():
+        while not done.is_set():
+            for version in versions:
+                version.save(path)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(300):
+            assert Masks.load(path) in versions
+    finally:
+        done.set()
+        writer.join()
 
 
 def test_one_bit_a_weight():
