@@ -1,0 +1,84 @@
+"""The main job in one go: prune ResNet-20 on handwritten digits to 2%, train it, and compare.
+
+    make demo        (or: python examples/demo.py)
+
+The pruning is done by the command line, as printed. Then three copies of the same network are
+trained by the same recipe with the same seed: pruned by PX, pruned at random to the same density,
+and dense.
+"""
+
+from __future__ import annotations
+
+import copy
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import pxfast
+from pxfast.data import digits
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from bench._training import train  # noqa: E402
+
+OUTPUT = ROOT / "demo-output"
+DENSITY = 0.02
+SIZE = 16  # pixels; the digits are scaled up from 8 by 8
+SEED = 0
+
+
+def main() -> None:
+    """Prunes, trains three networks, prints their accuracies."""
+    start = time.perf_counter()
+    OUTPUT.mkdir(exist_ok=True)
+    masks = prune()
+    print(f"\npruned in {time.perf_counter() - start:.0f} s; now training\n")
+
+    torch.manual_seed(SEED)  # as --seed does: the network that was pruned
+    network = pxfast.models.resnet20(in_channels=1)
+    candidates = {
+        "PX": masks.apply_(copy.deepcopy(network)),
+        "random": random_masks(masks).apply_(copy.deepcopy(network)),
+        "dense": network,
+    }
+    train_set, test_set = digits(train=True, size=SIZE), digits(train=False, size=SIZE)
+    accuracies = {
+        name: train(model, train_set, test_set, seed=SEED, title=f"training {name}")
+        for name, model in candidates.items()
+    }
+
+    print(f"{'network':12}{'weights':>10}{'density':>10}{'test accuracy':>16}")
+    for name, value in accuracies.items():
+        kept = masks.total if name == "dense" else masks.kept
+        print(f"{name:12}{kept:10,}{kept / masks.total:10.1%}{value:15.1f}%")
+    print(f"\nin all {time.perf_counter() - start:.0f} s; files in {OUTPUT.name}/")
+
+
+def prune() -> pxfast.Masks:
+    """Runs `pxfast prune` with the paper's settings and returns the masks that it wrote."""
+    file = OUTPUT / "masks.safetensors"
+    arguments = [
+        *("prune", "pxfast.models:resnet20", "--model-arg", "in_channels=1"),
+        *("--data", "digits", "--size", str(SIZE), "--per-class", "10", "--seed", str(SEED)),
+        *("--density", str(DENSITY), "--rounds", "100"),
+        *("--output", str(file), "--plot", str(OUTPUT / "densities.png")),
+    ]
+    print("$ pxfast", shlex.join(arguments), flush=True)
+    subprocess.run([sys.executable, "-m", "pxfast", *arguments], check=True)
+    return pxfast.Masks.load(file)
+
+
+def random_masks(masks: pxfast.Masks) -> pxfast.Masks:
+    """As many weights of the same network, drawn by lot."""
+    lot = torch.Generator().manual_seed(SEED)
+    scores = {name: torch.rand(mask.shape, generator=lot) for name, mask in masks.items()}
+    return pxfast.Scores(scores).masks(density=DENSITY)
+
+
+if __name__ == "__main__":
+    main()

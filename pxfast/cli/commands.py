@@ -1,0 +1,163 @@
+"""What the commands do; each gets the parsed arguments."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+import pxfast.data
+from pxfast import report as reports
+from pxfast._optional import require
+from pxfast.errors import PxfastError
+from pxfast.loading import load_model, load_weights_, parse_arguments
+from pxfast.pruning import prune as find_masks
+from pxfast.scoring import score as find_scores
+from pxfast.selection.masks import Masks
+from pxfast.selection.scores import Scores
+
+_PICTURES = (".png", ".svg", ".pdf")
+
+
+def score(arguments: argparse.Namespace) -> None:
+    """``pxfast score``: writes the scores, prints the total of each layer."""
+    _check_writable("--output", arguments.output)
+    model, batches = _model(arguments), _batches(arguments)
+    scores = find_scores(model, batches, **_options(arguments))
+    print(_totals_table(scores))
+    print(_provenance_line(scores.provenance))
+    scores.save(arguments.output)
+    print(f"scores: {arguments.output}")
+
+
+def prune(arguments: argparse.Namespace) -> None:
+    """``pxfast prune``: writes the masks, prints the density of each layer."""
+    _check_writable("--output", arguments.output)
+    _check_plot(arguments.plot)
+    model, batches = _model(arguments), _batches(arguments)
+    masks = find_masks(
+        model,
+        batches,
+        density=arguments.density,
+        sparsity=arguments.sparsity,
+        rounds=arguments.rounds,
+        schedule=arguments.schedule,
+        scope=arguments.scope,
+        checkpoint=arguments.checkpoint,
+        **_options(arguments),
+    )
+    print(masks.summary())
+    print(_provenance_line(masks.provenance))
+    masks.save(arguments.output)
+    print(f"masks: {arguments.output}")
+    _plot(masks, arguments.plot)
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """``pxfast report``: prints what masks keep."""
+    _check_plot(arguments.plot)
+    masks = Masks.load(arguments.masks)
+    if arguments.json:
+        print(reports.to_json(masks))
+    elif arguments.csv:
+        print(reports.to_csv(masks), end="")
+    else:
+        print(masks.summary())
+        print(_provenance_line(masks.provenance))
+    _plot(masks, arguments.plot, quiet=arguments.json or arguments.csv)
+
+
+def _model(arguments: argparse.Namespace) -> nn.Module:
+    """The model that the arguments name, on its device."""
+    torch.manual_seed(arguments.seed)
+    model = load_model(arguments.model, parse_arguments(arguments.model_arg))
+    if arguments.weights is not None:
+        load_weights_(model, arguments.weights)
+    return model.to(arguments.device)
+
+
+def _batches(arguments: argparse.Namespace) -> list[Any]:
+    """The balanced subset of the training data, read once and kept for all rounds."""
+    if arguments.batch_size < 1:
+        raise PxfastError(f"--batch-size must be at least 1, got {arguments.batch_size}")
+    dataset = pxfast.data.load(arguments.data, size=arguments.size)
+    subset = pxfast.data.balanced_subset(dataset, arguments.per_class, arguments.seed)
+    return list(DataLoader(subset, batch_size=arguments.batch_size))
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options that scoring and pruning share."""
+    masks: Mapping[str, Tensor] | None = None
+    if arguments.masks is not None:
+        masks = Masks.load(arguments.masks)
+    return {
+        "criterion": arguments.criterion,
+        "batchnorm": arguments.batchnorm,
+        "masks": masks,
+        "include": arguments.include,
+        "exclude": arguments.exclude,
+    }
+
+
+def _check_writable(option: str, path: Path) -> None:
+    """Refuses, before any work, a path that could not be written after it."""
+    folder = path.parent
+    if path.is_dir():
+        raise PxfastError(f"{option}: {path} is a folder, expected a file's path")
+    if not folder.is_dir():
+        raise PxfastError(f"{option}: there is no folder {folder}")
+    if not os.access(folder, os.W_OK):
+        raise PxfastError(f"{option}: the folder {folder} cannot be written")
+
+
+def _check_plot(path: Path | None) -> None:
+    if path is None:
+        return
+    if path.suffix.lower() not in _PICTURES:
+        raise PxfastError(f"--plot: expected a file ending in {', '.join(_PICTURES)}, got {path}")
+    _check_writable("--plot", path)
+    require("matplotlib", "--plot", "pxfast[demo]")
+
+
+def _plot(masks: Masks, path: Path | None, quiet: bool = False) -> None:
+    if path is None:
+        return
+    reports.plot(masks, path)
+    if not quiet:
+        print(f"picture: {path}")
+
+
+def _totals_table(scores: Scores) -> str:
+    """The share of the squared-path sum that crosses each layer, as plain text."""
+    totals = scores.totals()
+    names = max([len(name) for name in totals] + [len("weight")])
+    lines = [f"{'weight':{names}}  {'weights':>12}  {'total':>10}"]
+    lines += [
+        f"{name:{names}}  {scores[name].numel():12,}  {total:10.6f}"
+        for name, total in totals.items()
+    ]
+    return "\n".join(lines)
+
+
+def _provenance_line(provenance: Mapping[str, Any]) -> str:
+    """How scores or masks were made, in one line; empty if that is not known."""
+    told = (
+        ("criterion", "{}"),
+        ("schedule", "{} schedule"),
+        ("rounds", "{} rounds"),
+        ("scope", "{} scope"),
+        ("samples", "{} samples"),
+        ("data_pass", "data pass {}"),
+        ("seed", "seed {}"),
+        ("data_fingerprint", "data {:.8}"),
+        ("model_fingerprint", "model {:.8}"),
+        ("pxfast", "pxfast {}"),
+    )
+    parts = [form.format(provenance[key]) for key, form in told if key in provenance]
+    return f"made by: {', '.join(parts)}" if parts else "made by: unknown"
