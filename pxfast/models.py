@@ -12,9 +12,10 @@ _VGG16_WIDTHS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 5
 
 
 def resnet20(num_classes: int = 10, in_channels: int = 3, batchnorm: bool = True) -> ResNet:
-    """ResNet-20 for small images, with the parameter-free shortcuts (option A).
+    """ResNet-20 for small images, as the PX paper uses it: 1 by 1 convolutions as shortcuts.
 
-    Source: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2.
+    Source: He et al., "Deep Residual Learning for Image Recognition", CVPR 2016, section 4.2, with
+    its projection shortcuts (option B) where the size changes.
 
     Args:
         num_classes: Number of logits.
@@ -47,7 +48,7 @@ def vgg16(num_classes: int = 10, in_channels: int = 3, batchnorm: bool = True) -
 
 
 class BasicBlock(nn.Module):
-    """Two 3 by 3 convolutions beside a shortcut that subsamples and pads with zero channels."""
+    """Two 3 by 3 convolutions beside a shortcut: the identity, or a strided 1 by 1 convolution."""
 
     def __init__(self, in_channels: int, channels: int, stride: int, batchnorm: bool) -> None:
         super().__init__()
@@ -55,21 +56,16 @@ class BasicBlock(nn.Module):
         self.bn1 = _norm(channels, batchnorm)
         self.conv2 = _conv3x3(channels, channels, 1, batchnorm)
         self.bn2 = _norm(channels, batchnorm)
-        self.stride = stride
-        self.extra_channels = channels - in_channels
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or channels != in_channels:
+            projection = nn.Conv2d(in_channels, channels, 1, stride, bias=not batchnorm)
+            self.shortcut = nn.Sequential(projection, _norm(channels, batchnorm))
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps ``[N, in_channels, H, W]`` to ``[N, channels, H/stride, W/stride]``."""
         out = F.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
-        return F.relu(out + self._shortcut(x))
-
-    def _shortcut(self, x: Tensor) -> Tensor:
-        if self.stride == 1 and self.extra_channels == 0:
-            return x
-        before = self.extra_channels // 2
-        after = self.extra_channels - before
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, after))
+        return F.relu(out + self.shortcut(x))
 
 
 class ResNet(nn.Module):
