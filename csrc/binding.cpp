@@ -153,6 +153,8 @@ std::optional<Tensor> allocate_scratch(const Tensor& like, size_t bytes) {
   return torch::stable::new_empty(like, Shape{static_cast<int64_t>(bytes)}, ScalarType::Byte);
 }
 
+int threads() { return static_cast<int>(torch::stable::get_num_threads()); }
+
 // Runs the steps of a CPU plan on torch's own threads.
 template <class Run>
 void run(const px::cpu::Plan& plan, Run run) {
@@ -208,7 +210,8 @@ Tensor squared_linear_cpu(Tensor x, Tensor weight, std::optional<Tensor> mask) {
   Tensor y = torch::stable::new_empty(x, sizes.y);
   const Input x_in(x), weight_in(weight), mask_in(mask);
   const px::cpu::SquaredLinear call{x_in.data(), weight_in.data(), mask_in.bytes(), y.mutable_data_ptr(),
-                                    sizes.T,     sizes.O,          sizes.K,         weight_dtype(op, weight)};
+                                    sizes.T,     sizes.O,          sizes.K,         weight_dtype(op, weight),
+                                    threads()};
   const auto& kernels = px::cpu::squared_linear();
   run(kernels.plan(call), [&](int step, int64_t begin, int64_t end) { kernels.run(call, step, begin, end); });
   return y;
@@ -242,8 +245,8 @@ Tensor squared_linear_backward_cpu(Tensor dy, Tensor x, Tensor weight, std::opti
   const Input dy_in(dy), x_in(x), weight_in(weight), mask_in(mask);
   return with_outputs(sizes, saliency, with_dx, [&](void* sums, void* dx) {
     px::cpu::SquaredLinearBackward call{
-        dy_in.data(), x_in.data(), weight_in.data(), mask_in.bytes(),         dx, sums, nullptr,
-        sizes.T,      sizes.O,     sizes.K,          weight_dtype(op, weight)};
+        dy_in.data(), x_in.data(), weight_in.data(), mask_in.bytes(),          dx,       sums, nullptr,
+        sizes.T,      sizes.O,     sizes.K,          weight_dtype(op, weight), threads()};
     const auto& kernels = px::cpu::squared_linear();
     const px::cpu::Plan plan = kernels.plan_backward(call);
     const std::optional<Tensor> scratch = allocate_scratch(x, plan.scratch_bytes);

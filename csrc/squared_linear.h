@@ -42,6 +42,7 @@ struct SquaredLinear {
   void* y;              // [T, O], written
   int64_t T, O, K;
   Dtype weight_dtype;
+  int threads;  // that may run tasks
 };
 
 struct SquaredLinearBackward {
@@ -54,11 +55,12 @@ struct SquaredLinearBackward {
   void* scratch;        // Plan::scratch_bytes, contents arbitrary
   int64_t T, O, K;
   Dtype weight_dtype;
+  int threads;  // that may run tasks
 };
 
-// How a call is cut into tasks. The cut depends on the sizes alone and every task writes its own part of the
-// result, so tasks may run in any order on any number of threads, and the result has the same bits. The tasks
-// of one step must be finished before the next step begins.
+// How a call is cut into tasks, which may run in any order on any number of threads; those of one step must
+// be finished before the next step begins. The result has the same bits whatever `threads` says: it only
+// moves cuts that no sum crosses.
 struct Plan {
   static constexpr int max_steps = 2;
   int64_t tasks[max_steps];  // of each step; 0: nothing to do

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 namespace px::cpu::PX_ISA {
 
@@ -33,6 +34,32 @@ using Vec = typename VectorOf<path, lanes<path>>::type;
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+struct Range {
+  int64_t begin, end;
+  int64_t size() const { return end - begin; }
+};
+
+// Part i of 0 … n − 1 cut into parts of `step`.
+inline Range part(int64_t i, int64_t step, int64_t n) { return {i * step, min((i + 1) * step, n)}; }
+
+// Calls step(k, n) for every vector of a row of K elements; n < lanes in the last one at most.
+template <int64_t lanes, class Step>
+[[gnu::always_inline]] inline void for_vectors(int64_t K, Step step) {
+  int64_t k = 0;
+  for (; k + lanes <= K; k += lanes) step(k, lanes);
+  if (k < K) step(k, K - k);
+}
+
+template <class path>
+inline path sum(const Vec<path>& v) {
+  path a[lanes<path>];
+  std::memcpy(a, &v, sizeof(v));
+  for (int half = lanes<path> / 2; half > 0; half /= 2) {
+    for (int i = 0; i < half; ++i) a[i] += a[i + half];
+  }
+  return a[0];
+}
+
 // The first n elements at p, zero beyond them. n is `lanes` or more in all but the last vector of a row.
 template <class V, class element>
 [[gnu::always_inline]] inline V load(const element* p, int64_t n) {
@@ -51,6 +78,28 @@ template <class V, class element>
     std::memcpy(p, &v, sizeof(V));
   } else {
     std::memcpy(p, &v, n * sizeof(element));
+  }
+}
+
+template <bool high, class V, int... i>
+[[gnu::always_inline]] inline V interleave(const V& a, const V& b, std::integer_sequence<int, i...>) {
+  constexpr int L = sizeof...(i);
+  return __builtin_shufflevector(a, b, (high * L / 2 + i / 2 + i % 2 * L)...);
+}
+
+// The lanes of v[0 … L − 1] as an L × L matrix, transposed: log₂ L times, each row is interleaved with the
+// one L / 2 on.
+template <class path>
+[[gnu::always_inline]] inline void transpose(Vec<path> (&v)[lanes<path>]) {
+  constexpr int L = lanes<path>;
+  constexpr auto all = std::make_integer_sequence<int, L>{};
+  for (int step = 1; step < L; step *= 2) {
+    Vec<path> next[L];
+    for (int i = 0; i < L / 2; ++i) {
+      next[2 * i] = interleave<false>(v[i], v[i + L / 2], all);
+      next[2 * i + 1] = interleave<true>(v[i], v[i + L / 2], all);
+    }
+    for (int i = 0; i < L; ++i) v[i] = next[i];
   }
 }
 
