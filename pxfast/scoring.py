@@ -184,11 +184,7 @@ def _assembled(model: nn.Module, weights: Weights, provenance: dict[str, Any]) -
     known = set(weights.saliency) | {name for name in layer_weights(model) if weights.scored(name)}
     unused = [name for name in dict.fromkeys(names) if name in known and name not in scored]
     if not scored:
-        raise PxfastError(
-            "there are no prunable weights: no weight of a linear or convolution layer reaches "
-            "the output"
-            + (" (of those that include= and exclude= leave)." if known or names else ".")
-        )
+        raise PxfastError("there are no prunable weights: the output uses none of them")
     if unused:
         warnings.warn(
             f"the output never uses these weights, so they get no scores: {', '.join(unused)}",

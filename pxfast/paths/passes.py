@@ -123,7 +123,8 @@ class Passes:
                     self.weights.rescale(lambda buffer, by=exponent - top: shifted(buffer, by))
                     summed = shifted(summed, exponent - top)
                 scaled = shifted(value, new_exponent - top)
-                scaled.backward()
+                if scaled.requires_grad:
+                    scaled.backward()
                 summed, exponent = summed + scaled.detach(), top
         if summed is None or exponent is None:
             raise PxfastError("data: there are no batches in it; expected at least one")
@@ -194,7 +195,12 @@ class Passes:
             yield batch.samples(begin, min(size, begin + step))
 
     def _checked(self, result: Tensor, exponent: Exponent) -> float:
-        """log2 of R; an error where it is 0 or not finite."""
+        """log2 of R; an error where it is 0 or not finite, or where there is nothing to score."""
+        if not self.weights.saliency:
+            raise PxfastError(
+                "there are no prunable weights: no weight of a linear or convolution layer (that "
+                "include= and exclude= leave) is used by the model"
+            )
         mantissa = float(result.detach())
         if not math.isfinite(mantissa):
             raise RangeError(
