@@ -1,0 +1,149 @@
+"""The whole run to 2% density, against the official algorithm's.
+
+Both algorithms prune the same model with the same images in one process, in turn, round by round,
+each with its own masks; a round is a score and the selection. Rounds in which pxfast reads the
+data and rounds whose data pass it skips are told apart. Peak memory is that of a few rounds from
+the start, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+import pxfast
+from bench import _setting
+from bench._harness import Work, peak_memory, ratio, spread
+from bench._result import Result
+from pxfast.reference import official
+
+MEMORY_ROUNDS = 3
+MaskDict = dict[str, Tensor]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the job's options."""
+    _setting.add_arguments(parser)
+    parser.add_argument("--criterion", choices=("px", "px-joint"), default="px", help="of pxfast")
+    parser.add_argument("--density", type=float, default=0.02, help="fraction of weights to keep")
+    parser.add_argument("--rounds", type=int, default=100, help="scores and selections")
+
+
+def measure(arguments: argparse.Namespace) -> Result:
+    """Prune with both algorithms in turn and compare them round by round."""
+    model, images = _setting.setting(arguments.model, arguments.size, arguments.per_class)
+    seconds: dict[str, list[float]] = {"pxfast": [], "official": []}
+    reads_data = []
+    ours: MaskDict = {}
+    theirs: MaskDict = {}
+    for r in tqdm(range(1, arguments.rounds + 1), desc="pruning twice"):
+        density = arguments.density ** (r / arguments.rounds)
+        with _timed(seconds["pxfast"]):
+            ours, provenance = pxfast_round(model, images, ours, density, arguments.criterion)
+        with _timed(seconds["official"]):
+            theirs = official_round(model, images, theirs, density)
+        reads_data.append(provenance["data_pass"] == "run")
+    kinds: list[tuple[str, list[bool]]] = [
+        ("rounds that read the data", reads_data),
+        ("rounds whose data pass is skipped", [not read for read in reads_data]),
+        ("whole run", [True] * arguments.rounds),
+    ]
+    memory = {name: _memory(name, arguments) for name in ("pxfast", "official")}
+    return Result(
+        subject=arguments.model,
+        settings={
+            **_setting.settings(images),
+            "criterion": arguments.criterion,
+            "density": arguments.density,
+        },
+        rows=[_row(kind, chosen, seconds, memory) for kind, chosen in kinds if any(chosen)],
+        notes=[
+            "Seconds are sums over the rounds; per round, medians of the rounds' ratios, in "
+            "brackets the quartiles.",
+            f"MiB is what the first {MEMORY_ROUNDS} rounds take at their peak on top of model and "
+            "images.",
+        ],
+    )
+
+
+def pxfast_round(
+    model: nn.Module, images: Tensor, masks: MaskDict, density: float, criterion: str
+) -> tuple[MaskDict, dict[str, object]]:
+    """Do one round as `pxfast.prune` does it; return the new masks and the scores' provenance."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        scores = pxfast.score(model, images, criterion=criterion, masks=masks or None)
+    return dict(scores.masks(density=density, masks=masks)), scores.provenance
+
+
+def official_round(
+    model: nn.Module, images: Tensor, masks: MaskDict, density: float
+) -> MaskDict:
+    """Do one round as `official.prune` does it; return the new masks."""
+    scores = official.score(model, images, masks=masks)
+    flat = torch.cat([score.flatten() for score in scores.values()])
+    removed = int((1 - density) * flat.numel())
+    if removed < 1:
+        return masks
+    threshold, _ = torch.kthvalue(flat, removed)
+    return {name: score > threshold for name, score in scores.items()}
+
+
+def prepare_prune(
+    candidate: str, criterion: str, density: float, small: bool, **setting: object
+) -> Work:
+    """Prepare a few rounds for `peak_memory`, of `"pxfast"` or `"official"`."""
+    model, images = _setting.setting(**setting)
+    images = images[:2] if small else images
+    run: dict[str, Callable[..., object]] = {
+        "pxfast": lambda **settings: pxfast.prune(model, images, criterion=criterion, **settings),
+        "official": lambda **settings: official.prune(model, images, **settings),
+    }
+    return lambda: run[candidate](density=density, rounds=MEMORY_ROUNDS)
+
+
+def _row(
+    kind: str, chosen: list[bool], seconds: dict[str, list[float]], memory: dict[str, float]
+) -> dict[str, object]:
+    times = {
+        name: [value for value, take in zip(values, chosen, strict=True) if take]
+        for name, values in seconds.items()
+    }
+    ours, theirs = times["pxfast"], times["official"]
+    return {
+        "": kind,
+        "rounds": sum(chosen),
+        "pxfast s": sum(ours),
+        "official s": sum(theirs),
+        "official ÷ pxfast": sum(theirs) / sum(ours),
+        "per round": ratio(theirs, ours),
+        "pxfast ms a round": spread([1e3 * value for value in ours]),
+        "pxfast MiB": memory["pxfast"],
+        "official MiB": memory["official"],
+    }
+
+
+@contextmanager
+def _timed(seconds: list[float]) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds.append(time.perf_counter() - start)
+
+
+def _memory(candidate: str, arguments: argparse.Namespace) -> float:
+    return peak_memory(
+        prepare_prune,
+        candidate=candidate,
+        criterion=arguments.criterion,
+        density=arguments.density ** (MEMORY_ROUNDS / arguments.rounds),
+        model=arguments.model,
+        size=arguments.size,
+        per_class=arguments.per_class,
+    )
