@@ -78,25 +78,20 @@ def evaluate(
         s = _activation(traced, batches)
         kernel = _kernel(traced, batches[0].shape[1:])
         g = kernel.output[0]
-        terms = Terms.of(kernel, (s * g).sum())
+        terms = Terms.of(kernel, (s * g).sum(), _side_rows(kernel))
     elif criterion == "px-joint":
         s, g, parts = torch.zeros((), dtype=torch.float64), None, []
         for x in batches:
             joint = Auxiliary(traced, gated=True, weighted=True, real=Real.of(traced, x))
             joint.run(x**2)
             s = s + joint.output.detach().sum(0)
-            parts.append(Terms.of(joint, joint.output.sum()))
+            parts.append(Terms.of(joint, joint.output.sum(), _side_rows(joint)))
         terms = functools.reduce(operator.add, parts)
     else:
         raise ValueError(f"criterion must be 'px' or 'px-joint', got {criterion!r}")
     if not (math.isfinite(terms.total) and terms.total > 0):
         raise ValueError(f"{criterion}: the sum over all paths is {terms.total}, out of range")
-    return Result(
-        terms.scores(traced, batches[0].shape[1:]),
-        terms.total,
-        s,
-        None if g is None else g.detach(),
-    )
+    return Result(terms.scores(traced.order), terms.total, s, None if g is None else g.detach())
 
 
 def path_activation(
@@ -131,7 +126,9 @@ def ntk_trace_bound(
     kernel = _kernel(traced, batches[0].shape[1:])
     R = (_activation(traced, batches) * kernel.output[0]).sum()
     names = list(kernel.squares)
-    gradients = torch.autograd.grad(R, [kernel.squares[name] for name in names])
+    gradients = torch.autograd.grad(
+        R, [kernel.squares[name] for name in names], allow_unused=True, materialize_grads=True
+    )
     return sum(
         float((gradient * kernel.masks[name]).sum())
         for name, gradient in zip(names, gradients, strict=True)
@@ -141,6 +138,8 @@ def ntk_trace_bound(
 def _batches(data: Data) -> list[Tensor]:
     """Return the inputs of every batch in float64."""
     batches = [data] if isinstance(data, Tensor | tuple) else list(data)
+    if not batches:
+        raise ValueError("reference.px: data holds no batch")
     return [(b if isinstance(b, Tensor) else b[0]).detach().double() for b in batches]
 
 
@@ -174,11 +173,11 @@ class Terms:
     main: dict[str, Tensor]  # θ² ∂total/∂(θ²)
     masses: list[float]  # for every product, the part of the total that goes through it
     opening: list[float]  # for every product, L
-    side: list[dict[str, Tensor]]  # for every product, θ² ∂L/∂(θ²)
+    side: list[dict[str, Tensor]]  # for every product, θ² ∂L/∂(θ²) on the side rows
 
     @classmethod
-    def of(cls, net: Auxiliary, total: Tensor) -> Terms:
-        """Differentiate `total` and every L by the squared weights of `net`."""
+    def of(cls, net: Auxiliary, total: Tensor, rows: dict[str, Tensor]) -> Terms:
+        """Differentiate `total` by all squared weights of `net`, every L by those of side rows."""
         leaves = list(net.squares.values())
         outputs = [output for output, _ in net.products]
         openings = [opening for _, opening in net.products]
@@ -186,18 +185,22 @@ class Terms:
             total, [*leaves, *outputs], retain_graph=True, allow_unused=True
         )
         cotangents = gradients[len(leaves) :]
+        side = []
+        for L in openings:
+            behind = torch.autograd.grad(
+                L, [net.squares[name] for name in rows], retain_graph=True, allow_unused=True
+            )
+            terms = _terms(net, rows, behind)
+            side.append({name: term * rows[name] for name, term in terms.items()})
         return cls(
             total=total.item(),
-            main=_by_name(net, gradients[: len(leaves)]),
+            main=_terms(net, net.squares, gradients[: len(leaves)]),
             masses=[
                 0.0 if cotangent is None else (output * cotangent).sum().item()
                 for output, cotangent in zip(outputs, cotangents, strict=True)
             ],
-            opening=[opening.item() for opening in openings],
-            side=[
-                _by_name(net, torch.autograd.grad(L, leaves, retain_graph=True, allow_unused=True))
-                for L in openings
-            ],
+            opening=[L.item() for L in openings],
+            side=side,
         )
 
     def __add__(self, other: Terms) -> Terms:
@@ -214,32 +217,36 @@ class Terms:
             [plus(a, b) for a, b in zip(self.side, other.side, strict=True)],
         )
 
-    def scores(self, traced: Traced, input_shape: tuple[int, ...]) -> dict[str, Tensor]:
-        """Return S/R by name in the model's order: value paths, then side rows."""
+    def scores(self, order: list[str]) -> dict[str, Tensor]:
+        """Return S/R by name in the order given: value paths, then side rows."""
         scores = dict(self.main)
-        rows = _side_rows(traced, input_shape) if self.side else {}
         for terms, L, mass in zip(self.side, self.opening, self.masses, strict=True):
             for name, term in terms.items():
-                share = term * rows[name] * (mass / L if L else 0.0)
-                scores[name] = scores.get(name, 0.0) + share
-        return {name: scores[name] / self.total for name in traced.order if name in scores}
+                scores[name] = scores.get(name, 0.0) + term * (mass / L if L else 0.0)
+        return {name: scores[name] / self.total for name in order if name in scores}
 
 
-def _by_name(net: Auxiliary, gradients: Iterable[Tensor | None]) -> dict[str, Tensor]:
+def _terms(
+    net: Auxiliary, names: Iterable[str], gradients: Iterable[Tensor | None]
+) -> dict[str, Tensor]:
     """Return θ² · ∂/∂θ² of the weights that have a gradient."""
-    pairs = zip(net.squares.items(), gradients, strict=True)
-    return {name: (square * dy).detach() for (name, square), dy in pairs if dy is not None}
+    pairs = zip(names, gradients, strict=True)
+    return {name: (net.squares[name] * dy).detach() for name, dy in pairs if dy is not None}
 
 
-def _side_rows(traced: Traced, input_shape: tuple[int, ...]) -> dict[str, Tensor]:
-    """Return 1 for the rows (output units) of each weight that no value path leaves, else 0."""
-    net = Auxiliary(traced, gated=False, weighted=False, structure=True)
-    net.run(torch.ones(1, *input_shape, dtype=torch.float64))
-    leaves = net.squares
-    gradients = torch.autograd.grad(net.output.sum(), list(leaves.values()), allow_unused=True)
+def _side_rows(net: Auxiliary) -> dict[str, Tensor]:
+    """Return, for each weight with side rows, 1 on the rows that no value path leaves, else 0."""
+    if not net.products:
+        return {}
+    structure = Auxiliary(net.traced, gated=False, weighted=False, structure=True)
+    structure.run(torch.ones(1, *net.input_shape, dtype=torch.float64))
+    leaves = structure.squares
+    gradients = torch.autograd.grad(
+        structure.output.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True
+    )
     rows = {}
     for (name, leaf), dy in zip(leaves.items(), gradients, strict=True):
-        left = torch.zeros_like(leaf) if dy is None else dy
-        others = list(range(1, leaf.dim()))
-        rows[name] = (left.sum(others, keepdim=True) == 0).double()
+        closed = dy.sum(list(range(1, leaf.dim())), keepdim=True) == 0
+        if closed.any():
+            rows[name] = closed.double()
     return rows

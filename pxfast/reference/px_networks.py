@@ -262,6 +262,10 @@ class Auxiliary(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         """Replace the operation by its rule, where a path goes through it."""
         kind = self.traced.kinds[n]
+        if n.op == "placeholder" and kind == PATH:
+            result = super().run_node(n)
+            self.input_shape = result.shape[1:]
+            return result
         if n.op == "output":
             self.output = self._flatten_output(n)
             return self.output
