@@ -273,7 +273,7 @@ def test_killed_at_random_rounds(tmp_path):
     assert start(tmp_path, "undisturbed", "expected").wait(120) == 0
     expected = pxfast.Masks.load(tmp_path / "expected")
     chance, rounds, path = random.Random(time.time_ns()), [], tmp_path / "c"
-    for least in (1, 12, 24):
+    for least in (1, 11):
         process = start(tmp_path, "c", "resumed")
         wanted = least + chance.randrange(8)
         while process.poll() is None and round_of(path) < wanted:
@@ -282,8 +282,7 @@ def test_killed_at_random_rounds(tmp_path):
         process.send_signal(signal.SIGKILL)
         assert process.wait(60) == -signal.SIGKILL
         rounds.append(round_of(path))
-    assert sorted(set(rounds)) == rounds, rounds
-    assert rounds[-1] < 40
+    assert 0 < rounds[0] <= rounds[1] < 40
     assert start(tmp_path, "c", "resumed").wait(120) == 0
     resumed = pxfast.Masks.load(tmp_path / "resumed")
     assert resumed == expected, rounds

@@ -127,6 +127,12 @@ def test_ties_go_to_the_earlier_tensor():
     assert [mask.tolist() for mask in select(scores, 3)] == [[True, True], [True, False], [False]]
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_zeros_of_both_signs_tie(dtype):
+    mask = select([torch.tensor([-1.0, -0.0, 0.0, -0.0], dtype=dtype)], 2)[0]
+    assert mask.tolist() == [False, True, True, False]
+
+
 def test_mixed_dtypes_compare_by_value():
     scores = [
         torch.tensor([1.0, 0.5], dtype=torch.bfloat16),
