@@ -61,8 +61,7 @@ def batches(data: Any) -> Iterator[Batch]:
         if not tensors:
             raise DataError(
                 f"data: batch {count} holds no floating-point tensor; expected images (or other "
-                f"real-valued inputs) "
-                f"first, got {type(item).__name__}"
+                f"real-valued inputs) first, got {type(item).__name__}"
             )
         if tensors[0].dim() == 0 or tensors[0].shape[0] == 0:
             raise DataError(
@@ -104,8 +103,15 @@ def _as_batch(item: Any) -> Batch:
 def check_finite(batch: Batch, number: int) -> None:
     """Refuse NaN and infinity, naming the batch."""
     for tensor in inputs(batch):
-        if not bool(torch.isfinite(tensor).all()):
+        if not is_finite(tensor):
             raise DataError(f"data: batch {number} holds NaN or infinity in its inputs")
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds no NaN or infinity: one read, unless its sum overflows."""
+    if not tensor.is_floating_point() or tensor.numel() == 0:
+        return True
+    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pxfast._version import __version__
-from pxfast.batches import Batch, batches
+from pxfast.batches import Batch, batches, is_finite
 from pxfast.errors import MaskError, PxfastError, RangeError
 from pxfast.paths.names import named_weights
 from pxfast.paths.outputs import Select
@@ -168,8 +168,8 @@ def _check_underflow(passes: Passes, again: Callable[[], Any]) -> None:
     if lost:
         raise RangeError(
             f"the scores of {', '.join(lost)} underflow: all of them are below the range of "
-            f"{passes.dtype} next to "
-            "the others. Rescale the layer, or score the model in float64 (model.double())."
+            f"{passes.dtype} next to the others. Rescale the layer, or score the model in float64 "
+            "(model.double())."
         )
 
 
@@ -215,9 +215,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
     while True:
         if isinstance(model, torch.jit.ScriptModule):
             raise TypeError(
-                "model: a scripted or traced module cannot be scored, since its operations "
-                "cannot be followed; "
-                "give the original nn.Module"
+                "model: a scripted or traced module cannot be scored, since its operations cannot "
+                "be followed; give the original nn.Module"
             )
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             model = model.module
@@ -253,7 +252,7 @@ def check_weights(model: nn.Module) -> torch.dtype:
             continue
         if tensor.dtype is torch.float64:
             dtype = torch.float64
-        if not bool(torch.isfinite(tensor).all()):
+        if not is_finite(tensor):
             raise PxfastError(
                 f"{name} holds NaN or infinity; scores of this model would mean nothing"
             )
@@ -283,7 +282,9 @@ def chosen(model: nn.Module, include: Choice, exclude: Choice) -> Callable[[str]
 def _matching(model: nn.Module, names: set[str], choice: Choice, option: str) -> set[str]:
     if choice is None:
         return set()
-    choices = [choice] if isinstance(choice, (str, nn.Module)) else list(choice)
+    choices: list[str | nn.Module] = (
+        [choice] if isinstance(choice, (str, nn.Module)) else list(choice)
+    )
     found: set[str] = set()
     for pattern in choices:
         if isinstance(pattern, nn.Module):
@@ -324,9 +325,8 @@ def _check_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     unknown = [name for name in masks if name not in names]
     if unknown:
         raise MaskError(
-            f"masks: {', '.join(map(repr, unknown[:3]))} is not a weight of the model; its "
-            f"weights are named like "
-            f"{', '.join(sorted(names)[:3])}"
+            f"masks: {', '.join(map(repr, unknown[:3]))} is not a weight of the model; its weights "
+            f"are named like {', '.join(sorted(names)[:3])}"
         )
 
 

@@ -32,17 +32,15 @@ def output_paths(
         shape = tuple(leaf.value.shape)
         if not shape or shape[0] != samples:
             raise DataError(
-                f"the model's output has shape {list(shape)} for {samples} samples; expected "
-                f"the samples first. "
-                "Select another output with output=, a key, an index or a function of the "
-                "model's result."
+                f"the model's output has shape {list(shape)} for {samples} samples; expected the "
+                "samples first. Select another output with output=, a key, an index or a function "
+                "of the model's result."
             )
         ends.append((leaf.path, shape))
     if not ends:
         raise DataError(
-            "the model's output does not depend on its input (no path reaches it). "
-            "Select the right output with output=, a key, an index or a function of the "
-            "model's result."
+            "the model's output does not depend on its input (no path reaches it). Select the "
+            "right output with output=, a key, an index or a function of the model's result."
         )
     return ends
 

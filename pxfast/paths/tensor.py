@@ -69,22 +69,22 @@ class PathTensor(Tensor):
         if self.value._version != self._version_seen:
             raise NoRuleError(
                 "a tensor was read after an in-place operation had changed it through another "
-                "view of the same "
-                "memory, so its path sum is out of date. Write the operation out of place (x = "
-                "x + y instead of "
-                "x[...] += y), or index-assign on the tensor itself before taking views of it."
+                "view of the same memory, so its path sum is out of date. Write the operation out "
+                "of place (x = x + y instead of x[...] += y), or index-assign on the tensor "
+                "itself before taking views of it."
             )
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         message = (
             f"{func} reached a path tensor outside every rule, so its path would be lost. This "
-            f"happens inside "
-            "scripted or traced functions, C++ operators and functions called after scoring "
-            "has ended. Use the "
-            "eager form of the function, or register a rule for it with pxfast.rule."
+            "happens inside scripted or traced functions, C++ operators and functions called "
+            "after scoring has ended. Use the eager form of the function, or register a rule for "
+            "it with pxfast.rule."
         )
         Interpreter.note_lost_path(message)
         raise NoRuleError(message)

@@ -196,8 +196,7 @@ class Weights:
             if given.shape != source.theta.shape:
                 raise MaskError(
                     f"masks: the mask of {source.name} must have the weight's shape "
-                    f"{list(source.theta.shape)}, "
-                    f"got {list(given.shape)}"
+                    f"{list(source.theta.shape)}, got {list(given.shape)}"
                 )
             given = None if self._full[source.name] else given.to(source.theta.device)
         if source.mask is None:

@@ -108,7 +108,13 @@ SLOPE: dict[str, Gate] = {
 def relu(network: Network, func: Any, input: Any, inplace: bool = False) -> Any:
     """The gate is open where the output is positive. Computed in place where the model does so."""
     value = network.entrywise(func, input, **({"inplace": True} if inplace else {}))
-    return network.tensor(value, network.gated(input, lambda: value > 0))
+    path = input.path
+    if path is not None and network.gates:
+        like = value.to(
+            network.dtype
+        )  # one read of value and path, without a tensor of gates between
+        path = path.map(lambda m: torch.ops.aten.threshold_backward(m, like, 0))
+    return network.tensor(value, path)
 
 
 def _gated(gate: Gate) -> Callable[..., Any]:

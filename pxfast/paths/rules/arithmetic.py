@@ -107,9 +107,8 @@ def divide(
     if path_of(other) is not None or path_of(input) is None:
         if path_of(input) is not None:
             raise NoRuleError(
-                f"a quotient of two tensors that both carry paths (in "
-                f"{network.weights.where()}) needs a rule that "
-                "says which one is the gate: register one with pxfast.rule."
+                f"a quotient of two tensors that both carry paths (in {network.weights.where()}) "
+                "needs a rule that says which one is the gate: register one with pxfast.rule."
             )
         return network.tensor(value, None)
     if rounding_mode is not None:
@@ -182,9 +181,8 @@ def matmul(network: Network, func: Any, input: Any, other: Any) -> Any:
     if path_of(input) is None or hasattr(other, "path") or other.dim() != 2:
         raise NoRuleError(
             f"{func.__name__} has no rule for these operands (in {network.weights.where()}): "
-            f"expected a tensor with "
-            "a path times a two-dimensional weight. Register a rule for the function around it "
-            "with pxfast.rule."
+            "expected a tensor with a path times a two-dimensional weight. Register a rule for "
+            "the function around it with pxfast.rule."
         )
     used = network.weights(other)
     value = network.value(torch.matmul, input, used.masked())

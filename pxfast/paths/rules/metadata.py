@@ -102,6 +102,6 @@ def gradients(network: Network, func: Any, x: Any, *args: Any, **kwargs: Any) ->
     """A forward that differentiates inside cannot be scored."""
     raise NoRuleError(
         f"Tensor.{func.__name__} was called while scoring ({network.weights.where()}). Scoring "
-        f"runs the model's "
-        "forward without gradients; leave gradients to training code outside forward."
+        "runs the model's forward without gradients; leave gradients to training code outside "
+        "forward."
     )

@@ -184,8 +184,8 @@ def lp_pool(network: Network, func: Any, input: Any, *args: Any, **kwargs: Any) 
     entry."""
     norm = args[0] if args else kwargs["norm_type"]
     raise TypeError(
-        f"{func.__name__} with norm {norm} is not linear along a path and has no rule; use "
-        f"average or max-pooling"
+        f"{func.__name__} with norm {norm} is not linear along a path and has no rule; use average "
+        "or max-pooling"
     )
 
 

@@ -15,6 +15,12 @@ from pxfast.paths.network import NeedsValuesError, Network
 from pxfast.paths.pathsum import PathSum, aligned, narrow
 from pxfast.paths.registry import rule, spellings
 
+
+def _getter(name: str) -> Any:
+    """The function that reads a property of tensors."""
+    return getattr(Tensor, name).__get__
+
+
 _MOVING = [
     "flatten", "unflatten", "reshape", "permute", "transpose", "swapaxes", "swapdims", "movedim",
     "moveaxis", "t",
@@ -31,7 +37,7 @@ _MOVING = [
 
 @rule(
     *spellings(*_MOVING),
-    *(getattr(Tensor, name).__get__ for name in ("T", "mT", "H", "mH")),
+    *map(_getter, ("T", "mT", "H", "mH")),
 )
 def move(network: Network, func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     """Apply the same movement to value and path; constant dimensions that survive stay narrow."""
@@ -226,10 +232,8 @@ def _coefficients(size: int, like: Tensor, args: Any, kwargs: Any, dim: int) -> 
 
 @rule(
     Tensor.to, Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16, Tensor.type,
-    Tensor.type_as, Tensor.cpu,
-    Tensor.cuda, Tensor.clone, torch.clone, Tensor.detach, torch.detach, Tensor.contiguous,
-    Tensor.data.__get__,
-    Tensor.requires_grad_, Tensor.detach_,
+    Tensor.type_as, Tensor.cpu, Tensor.cuda, Tensor.clone, torch.clone, Tensor.detach, torch.detach,
+    Tensor.contiguous, Tensor.requires_grad_, Tensor.detach_, _getter("data"),
 )  # fmt: skip
 def same_entries(network: Network, func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     """Casts and copies: the same entries, the same path."""
