@@ -1,7 +1,8 @@
 """Hands libpxfast.so, which CMake builds, to setuptools. Sources and flags stand in CMakeLists.txt.
 
-torch is not a build requirement: an isolated build would fetch one of several gigabytes. Its headers and libraries are
-taken from the environment that pxfast is installed into, without importing it. Environment variables:
+torch is not a build requirement: an isolated build would fetch one of several gigabytes. Its headers
+and libraries are taken from the environment that pxfast is installed into, without importing it.
+Environment variables:
 
 PXFAST_TORCH_DIR   folder of the torch package to build against, where it is not found by itself
 PXFAST_CUDA        AUTO (default: CUDA kernels where there is an nvcc), ON or OFF
@@ -28,6 +29,7 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 MINIMUM_TORCH = (2, 11)
+MINIMUM = ".".join(map(str, MINIMUM_TORCH))
 
 
 def torch_folders() -> list[Path]:
@@ -62,20 +64,19 @@ def find_torch() -> Path:
     Raises:
         SystemExit: where there is none, or only one that is too old; says what to do.
     """
-    minimum = ".".join(map(str, MINIMUM_TORCH))
     given = os.environ.get("PXFAST_TORCH_DIR")
     for folder in [Path(given)] if given else torch_folders():
-        if version := torch_version(folder):
-            numbers = tuple(int(n) for n in re.findall(r"\d+", version)[:2])
-            if numbers < MINIMUM_TORCH:
-                sys.exit(f"pxfast: torch >= {minimum} is needed, {folder} holds {version}; upgrade it first")
-            return folder
-    if given:
-        sys.exit(f"pxfast: PXFAST_TORCH_DIR={given} holds no torch")
+        version = torch_version(folder)
+        if version is None:
+            continue
+        if tuple(int(n) for n in re.findall(r"\d+", version)[:2]) < MINIMUM_TORCH:
+            sys.exit(f"pxfast: torch {version} in {folder} is too old; install torch >= {MINIMUM}")
+        return folder
     sys.exit(
-        f"pxfast: no torch found in {sys.prefix}; its headers and libraries are needed to build the kernels.\n"
-        f"Install torch >= {minimum} first (pip install torch), then pxfast; or point PXFAST_TORCH_DIR at the torch\n"
-        "package's folder; or build in the environment that has it: pip install --no-build-isolation, python -m build -n."
+        f"pxfast: no torch in {given or sys.prefix}, whose headers and libraries the build needs."
+        f" Install it first (pip install 'torch>={MINIMUM}'), or set PXFAST_TORCH_DIR to the folder"
+        " of the torch package, or build without isolation in the environment that has it"
+        " (pip install --no-build-isolation . or python -m build --no-isolation)."
     )
 
 
@@ -95,8 +96,9 @@ def check_compiler() -> None:
     names = [os.environ["CXX"].split()[0]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
     if not any(map(shutil.which, names)):
         sys.exit(
-            f"pxfast: no C++ compiler found (looked for {', '.join(names)}); install GCC >= 11 or Clang >= 14"
-            " (Debian, Ubuntu: apt-get install g++; macOS: xcode-select --install) or set CXX"
+            f"pxfast: no C++ compiler found (looked for {', '.join(names)}); install GCC >= 12 or"
+            " Clang >= 14 (Debian, Ubuntu: apt-get install g++; macOS: xcode-select --install)"
+            " or set CXX to one"
         )
 
 
@@ -123,7 +125,9 @@ class CMakeBuild(build_ext):
         if archs := os.environ.get("PXFAST_CUDA_ARCHS"):
             options["PXFAST_CUDA_ARCHS"] = re.sub(r"[\s,]+", ";", archs.strip())
         if ccache := shutil.which("ccache"):
-            options |= {f"CMAKE_{language}_COMPILER_LAUNCHER": ccache for language in ("CXX", "CUDA")}
+            options |= {
+                f"CMAKE_{language}_COMPILER_LAUNCHER": ccache for language in ("CXX", "CUDA")
+            }
         settings = [f"-D{name}={value}" for name, value in options.items()]
         jobs = ["-j", os.environ["MAX_JOBS"]] if os.environ.get("MAX_JOBS") else []
         subprocess.check_call([cmake, "-S", ROOT, "-B", folder, "-GNinja", "--fresh", *settings])

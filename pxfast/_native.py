@@ -15,17 +15,16 @@ LIBRARY = Path(__file__).with_name("libpxfast.so")
 
 def _load() -> str | None:
     """Load the library. Returns None, or why there are no kernels and what to do."""
+    rebuild = "build it with `pip install .` from the sources of pxfast"
     if not LIBRARY.exists():
-        return f"{LIBRARY} does not exist: build it with `pip install .`"
+        return f"{LIBRARY} does not exist: {rebuild}"
     try:
         torch.ops.load_library(str(LIBRARY))
     except OSError as error:
-        return (
-            f"{LIBRARY} does not load under torch {torch.__version__}: {error}; rebuild it with `pip install .`"
-        )
+        return f"{LIBRARY} does not load under torch {torch.__version__}: {error}; {rebuild}"
     if (built := torch.ops.pxfast.version()) != __version__:
         warnings.warn(
-            f"pxfast {__version__} loaded kernels of version {built}: rebuild them with `pip install .`",
+            f"pxfast {__version__} found kernels of pxfast {built} in {LIBRARY}: {rebuild}",
             stacklevel=2,
         )
     return None
@@ -38,9 +37,9 @@ def describe() -> dict[str, str]:
     """What was built and what of it is in use, for `pxfast doctor`.
 
     Returns:
-        "kernels": the library's path, or why there is none; and where there is one, "cpu": the instruction set
-        in use (base, avx2 or avx512; the environment variable PXFAST_CPU_ISA caps it), "cuda": the devices, why
-        none can be used, or "not built".
+        "kernels": the library's path, or why there is none. Where there is one also "cpu": the
+        instruction set in use (base, avx2 or avx512, capped by the environment variable
+        PXFAST_CPU_ISA), and "cuda": the devices, why none can be used, or "not built".
     """
     if problem is not None:
         return {"kernels": problem}
@@ -53,5 +52,6 @@ def warn_of_fallback(device: str) -> None:
     """Say, once per kind of device, that ops run as their slow reference there."""
     reason = problem or f"{LIBRARY.name} was built without kernels for it"
     warnings.warn(
-        f"pxfast: no kernels for {device} tensors, so the slow reference in PyTorch runs ({reason})", stacklevel=4
+        f"pxfast: no kernels for {device} tensors, the slower reference runs instead ({reason})",
+        stacklevel=4,
     )

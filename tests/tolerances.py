@@ -39,3 +39,33 @@ SMALL_NET = {torch.float32: 1000 * _U32, torch.float64: 1000 * _U64}
 # log2(K) + 64 terms), forward and backward: 2·20·80·u, and the reference's own float64 is exact
 # in comparison.
 DEEP_NET = {torch.float32: 3200 * _U32, torch.float64: 3200 * _U64}
+
+
+def sum_of_products(terms: int, dtype: torch.dtype) -> float:
+    """Of an op that adds `terms` products with a squared weight, relative to the sum of magnitudes.
+
+    Each term is rounded at most terms + 3 times, in any order of additions: the square, the product,
+    terms − 1 additions, a last multiplication and a last addition. So γₙ = n·u / (1 − n·u) with
+    n = terms + 3 (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1).
+    """
+    n = (terms + 3) * torch.finfo(dtype).eps / 2
+    return n / (1 - n)
+
+
+def squared_sum(terms: int, eps: float) -> float:
+    """y, dx and saliency of squared_linear, each entry relative to itself, in the dtype with this eps.
+
+    A sum of K non-negative terms in any order is off by at most (K - 1)·u; each term by 2u (square, product); a saliency
+    by 2u more (product with θ², addition to what was there). Twice that, for the higher orders.
+    """
+    return 2 * (terms + 3) * eps / 2
+
+
+# The references against each other on tiny networks, entry by entry, in float64: every entry is a
+# sum of at most 10^4 non-negative path terms with at most 20 factors each (10^4 + 20 roundings);
+# variances and smooth gates, whose subtractions amplify by less than 10^2, stay below that.
+TINY_REFERENCES = 10_100 * _U64
+
+# Identities that change the order of a float64 sum over the reference's layers: at most 20 layers
+# of at most 100 terms, forward and backward.
+REORDERED = 4000 * _U64

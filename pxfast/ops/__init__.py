@@ -1,4 +1,4 @@
-"""The operations that native kernels carry out, each with its PyTorch twin of the same name in `pxfast.reference`."""
+"""What native kernels compute; each op has a twin of the same name in `pxfast.reference`."""
 
 from pxfast.ops.squared_linear import squared_linear, squared_linear_backward
 

@@ -1,4 +1,4 @@
-"""Declares operators: schema, what a call returns without computing it, and what runs where no kernel was built."""
+"""Declares operators: the schema, the fake, and what runs where no kernel was built."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _library = torch.library.Library("pxfast", "FRAGMENT")
 
 
 def declare(schema: str, fake: Callable[..., Any], reference: Callable[..., Any]) -> None:
-    """Declare ``torch.ops.pxfast.<name>``. csrc/binding.cpp implements it for the devices that have a kernel.
+    """Declare ``torch.ops.pxfast.<name>``, which csrc/binding.cpp implements where it has kernels.
 
     Args:
         schema: name, parameters and results, in torch's notation.
         fake: checks the arguments and returns empty results; torch.compile and meta tensors run it.
-        reference: the op in plain PyTorch. It runs, after `fake` has checked the arguments, on tensors of every
-            device that has no kernel, and says so once.
+        reference: the op in plain PyTorch. On a device without kernels it runs, once `fake` has
+            checked the arguments, and says so the first time.
     """
     name = schema.partition("(")[0]
 

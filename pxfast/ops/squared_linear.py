@@ -1,8 +1,9 @@
 """A linear layer as path sums see it: every weight squared, biases dropped (docs/method.md).
 
-Dimensions: K inputs, O outputs, … any leading dimensions, T rows in all. Path sums are float64 where the weight is,
-and float32 otherwise (float32, bfloat16 and float16 weights). Arguments may have any strides; one that is not
-contiguous is copied first, which costs a read and a write of it. csrc/squared_linear.h is the kernels' contract.
+Dimensions: K inputs, O outputs, any leading dimensions (T rows in all). Path sums are float64 where
+the weight is, and float32 otherwise (float32, bfloat16 and float16 weights). Arguments may have any
+strides; one that is not contiguous is copied first, which costs a read and a write of it.
+csrc/squared_linear.h is the kernels' contract.
 """
 
 from __future__ import annotations
@@ -52,7 +53,12 @@ def squared_linear(x: Tensor, weight: Tensor, mask: Tensor | None = None) -> Ten
 
 
 def squared_linear_backward(
-    dy: Tensor, x: Tensor, weight: Tensor, mask: Tensor | None, saliency: Tensor, with_dx: bool = True
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    saliency: Tensor,
+    with_dx: bool = True,
 ) -> Tensor:
     """dx = dy (W∘W∘M) and, in the same read of the weight, saliency += (dyᵀ x)∘W∘W∘M.
 
@@ -109,7 +115,7 @@ class _Differentiable(torch.autograd.Function):
 
 
 def _check(op: str, weight: Tensor, mask: Tensor | None, x: Tensor) -> None:
-    """Raise ValueError unless the arguments fit together. csrc/binding.cpp says the same, word for word."""
+    """Raise ValueError unless the arguments fit; csrc/binding.cpp says the same, word for word."""
     if weight.dim() != 2:
         raise ValueError(f"{op}: weight must have shape [O, K], got {list(weight.shape)}")
     if weight.dtype not in _PATH_DTYPE:
@@ -127,10 +133,11 @@ def _check(op: str, weight: Tensor, mask: Tensor | None, x: Tensor) -> None:
 
 
 def _check_path(op: str, name: str, tensor: Tensor, weight: Tensor) -> None:
-    if tensor.dtype != _PATH_DTYPE[weight.dtype]:
+    path = _PATH_DTYPE[weight.dtype]
+    if tensor.dtype != path:
         raise ValueError(
-            f"{op}: {name} must be {_name(_PATH_DTYPE[weight.dtype])} where weight is {_name(weight.dtype)},"
-            f" got {_name(tensor.dtype)}"
+            f"{op}: {name} must be {_name(path)} where weight is {_name(weight.dtype)}, "
+            f"got {_name(tensor.dtype)}"
         )
     _check_device(op, name, tensor, weight)
 
@@ -144,7 +151,9 @@ def _check_weight_shape(op: str, name: str, tensor: Tensor, weight: Tensor) -> N
 
 def _check_device(op: str, name: str, tensor: Tensor, weight: Tensor) -> None:
     if tensor.device != weight.device:
-        raise ValueError(f"{op}: {name} must be on weight's device {weight.device}, got {tensor.device}")
+        raise ValueError(
+            f"{op}: {name} must be on weight's device {weight.device}, got {tensor.device}"
+        )
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -157,7 +166,12 @@ def _fake(x: Tensor, weight: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def _fake_backward(
-    dy: Tensor, x: Tensor, weight: Tensor, mask: Tensor | None, saliency: Tensor, with_dx: bool = True
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    saliency: Tensor,
+    with_dx: bool = True,
 ) -> Tensor:
     op = "squared_linear_backward"
     _check(op, weight, mask, x)
@@ -171,7 +185,12 @@ def _fake_backward(
 
 
 def _reference_backward(
-    dy: Tensor, x: Tensor, weight: Tensor, mask: Tensor | None, saliency: Tensor, with_dx: bool = True
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    saliency: Tensor,
+    with_dx: bool = True,
 ) -> Tensor:
     dx = reference.squared_linear_backward(dy, x, weight, mask, saliency)
     return dx if with_dx else dx.new_empty(0)

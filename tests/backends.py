@@ -1,0 +1,172 @@
+"""What runs an op in the tests. Every backend takes and returns CPU tensors of any strides.
+
+fallback: the reference, as ops use it on a device without kernels; cpu-base, cpu-avx2, cpu-avx512:
+the CPU kernels of each instruction set; emulated: the CUDA kernels, executed on the CPU
+(tests/emulated); cuda: a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from emulated import build, kernels
+from torch import Tensor
+
+from pxfast import _native
+
+
+class Backend:
+    """Runs ops by their name in ``torch.ops.pxfast``.
+
+    Attributes:
+        name: for pytest.
+        device: what PXFAST_REQUIRE calls it.
+        unavailable: why it cannot run here, or None.
+    """
+
+    name: str
+    device: str
+    unavailable: str | None = None
+
+    def __call__(self, op: str, *args: Any) -> Tensor:
+        """The op's result; arguments that it changes are changed in place."""
+        raise NotImplementedError
+
+
+class Fallback(Backend):
+    """The reference. MTIA stands for any device that has no kernels."""
+
+    name = device = "fallback"
+
+    def __call__(self, op: str, *args: Any) -> Tensor:
+        keys = torch._C.DispatchKeySet(torch._C.DispatchKey.MTIA)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "pxfast: no kernels")
+            return getattr(torch.ops.pxfast, op).default.redispatch(keys, *args)
+
+
+class Native(Backend):
+    """The CPU kernels of one instruction set."""
+
+    device = "cpu"
+
+    def __init__(self, isa: str) -> None:
+        self.name, self.isa, self.unavailable = f"cpu-{isa}", isa, _native.problem
+
+    def __call__(self, op: str, *args: Any) -> Tensor:
+        with instruction_set(self.isa):
+            return getattr(torch.ops.pxfast, op)(*args)
+
+
+class Emulated(Backend):
+    """The CUDA kernels, executed on the CPU; copies arguments flat as csrc/binding.cpp does."""
+
+    name = device = "emulated"
+
+    def __init__(self) -> None:
+        try:
+            build.compiler()
+            build.require("plain")
+        except build.Unavailable as reason:
+            self.unavailable = str(reason)
+
+    def __call__(self, op: str, *args: Any) -> Tensor:
+        return getattr(self, op)(*args)
+
+    def squared_linear(self, x: Tensor, weight: Tensor, mask: Tensor | None = None) -> Tensor:
+        y = kernels.squared_linear(_rows(x), _array(weight), _array(mask))
+        return torch.from_numpy(y).reshape(*x.shape[:-1], weight.shape[0])
+
+    def squared_linear_backward(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        mask: Tensor | None,
+        saliency: Tensor,
+        with_dx: bool = True,
+    ) -> Tensor:
+        sums = _array(saliency).copy()
+        arrays = _rows(dy), _rows(x), _array(weight), _array(mask), sums
+        dx = kernels.squared_linear_backward(*arrays, with_dx)
+        saliency.copy_(torch.from_numpy(sums))
+        return x.new_empty(0) if dx is None else torch.from_numpy(dx).reshape(x.shape)
+
+
+class Cuda(Backend):
+    """The CUDA kernels on a GPU."""
+
+    name = device = "cuda"
+
+    def __init__(self) -> None:
+        if not torch.cuda.is_available():
+            self.unavailable = "torch sees no GPU"
+        elif _native.describe().get("cuda", "not built") == "not built":
+            self.unavailable = "pxfast was built without CUDA kernels"
+
+    def __call__(self, op: str, *args: Any) -> Tensor:
+        there = [_to_cuda(a) if isinstance(a, Tensor) else a for a in args]
+        result = getattr(torch.ops.pxfast, op)(*there)
+        for here, copy in zip(args, there, strict=True):
+            if isinstance(here, Tensor):
+                _storage(here).copy_(_storage(copy))
+        return result.cpu()
+
+
+@contextmanager
+def instruction_set(isa: str) -> Iterator[None]:
+    """Caps the instruction set of the CPU kernels."""
+    before = os.environ.get("PXFAST_CPU_ISA")
+    os.environ["PXFAST_CPU_ISA"] = isa
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PXFAST_CPU_ISA"]
+        else:
+            os.environ["PXFAST_CPU_ISA"] = before
+
+
+def instruction_sets() -> list[str]:
+    """Those that this processor has kernels for; base alone where there is no library."""
+    found = []
+    for isa in ("base", "avx2", "avx512"):
+        with instruction_set(isa):
+            if _native.problem is None and torch.ops.pxfast.cpu_isa() == isa:
+                found.append(isa)
+    return found or ["base"]
+
+
+def _rows(tensor: Tensor) -> kernels.Array:
+    """Leading dimensions flattened, contiguous."""
+    return tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1]).contiguous().numpy()
+
+
+def _array(tensor: Tensor | None) -> kernels.Array | None:
+    if tensor is None:
+        return None
+    if tensor.dtype == torch.bfloat16:
+        tensor = tensor.contiguous().view(torch.uint16)
+    return np.ascontiguousarray(tensor.numpy())
+
+
+def _storage(tensor: Tensor) -> Tensor:
+    """All of a tensor's memory."""
+    size = tensor.untyped_storage().nbytes() // tensor.element_size()
+    return tensor.as_strided([size], [1], 0)
+
+
+def _to_cuda(tensor: Tensor) -> Tensor:
+    """A copy with the same strides, offset and surroundings."""
+    return (
+        _storage(tensor).cuda().as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+    )
+
+
+BACKENDS = [Fallback(), *map(Native, instruction_sets()), Emulated(), Cuda()]

@@ -1,0 +1,35 @@
+"""The devices that tests run on. PXFAST_REQUIRE=cpu,emulated,cuda makes their absence a failure."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from backends import BACKENDS, Backend
+
+REQUIRED = os.environ.get("PXFAST_REQUIRE", "").split(",")
+
+
+def need(device: str, unavailable: str | None) -> None:
+    """Skip a test whose device is missing; fail it where PXFAST_REQUIRE names the device."""
+    if unavailable is not None and device in REQUIRED:
+        pytest.fail(f"PXFAST_REQUIRE={device}: {unavailable}")
+    if unavailable is not None:
+        pytest.skip(f"{device}: {unavailable}")
+
+
+@pytest.fixture(params=BACKENDS, ids=lambda backend: backend.name)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    """Whatever can run an op; see tests/backends.py."""
+    chosen: Backend = request.param
+    need(chosen.device, chosen.unavailable)
+    return chosen
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """A device of torch that models and data can be on."""
+    if request.param == "cuda":
+        need("cuda", None if torch.cuda.is_available() else "torch sees no GPU")
+    return torch.device(request.param)
