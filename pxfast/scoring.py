@@ -160,10 +160,10 @@ def _check_underflow(passes: Passes, again: Callable[[], Any]) -> None:
         return
     kept = dict(weights.saliency), dict(weights.used), set(weights.reached)
     weights.forget()
-    weights.indicator = True
+    weights.purpose = "existence"
     again()
     lost = [name for name in empty if bool(weights.saliency[name].any())]
-    weights.indicator = False
+    weights.purpose = "scores"
     weights.saliency, weights.used, weights.reached = kept[0], kept[1], kept[2]
     if lost:
         raise RangeError(

@@ -23,6 +23,7 @@ from torch import Tensor
 from pxfast.paths.pathsum import PathSum
 
 if TYPE_CHECKING:
+    from pxfast.paths.side import Product
     from pxfast.paths.tensor import PathTensor
     from pxfast.paths.weights import Weights
 
@@ -49,6 +50,7 @@ class Network:
         autocast: dtype of the forward's values under autocast, or None.
         bytes: what the PathTensors made so far would hold, an upper bound of the pass's activation
             memory.
+        products: gate · value products met so far, whose side branches get scores of their own.
         anchor: requires grad, so that the backward also reaches the first layer, whose input needs
             none.
     """
@@ -63,6 +65,7 @@ class Network:
     dtype: torch.dtype
     autocast: torch.dtype | None = None
     bytes: int = 0
+    products: list[Product] = field(default_factory=list)
     anchor: Tensor = field(default_factory=lambda: torch.zeros((), requires_grad=True))
 
     # ---- for rules -------------------------------------------------------------------------------
@@ -121,6 +124,15 @@ class Network:
 
         self.bytes += value.nbytes + (path.mantissa.nbytes if path is not None else 0)
         return PathTensor(value, path, self.device)
+
+    def opened(self, result: Any, activation: str, x: Any) -> Any:
+        """Note on an activation's result what opens it, should it turn out to be a gate."""
+        from pxfast.paths.side import Opening
+
+        if x.path is not None:
+            repeats = x.value.numel() / max(1, x.path.mantissa.numel())
+            result.opening = Opening(activation, x.path, repeats)
+        return result
 
     def gated(self, x: PathTensor, squared_gate: Callable[[], Tensor]) -> PathSum | None:
         """The path of ``x`` times the squared gate where the data's gates count; gates are open

@@ -24,6 +24,7 @@ from pxfast.paths import rules  # noqa: F401 - registers the rules
 from pxfast.paths.network import NeedsValuesError, Network
 from pxfast.paths.outputs import Select, output_paths
 from pxfast.paths.pathsum import Exponent, PathSum, aligned, larger, shifted, total
+from pxfast.paths.side import SideBranch
 from pxfast.paths.tensor import Interpreter
 from pxfast.paths.weights import Weights
 
@@ -43,6 +44,7 @@ class Passes:
     autocast: torch.dtype | None = None
     max_memory: int | None = None
     samples: int = field(default=0, init=False)
+    branches: list[SideBranch] = field(default_factory=list, init=False)
 
     # ---- px --------------------------------------------------------------------------------------
 
@@ -79,29 +81,25 @@ class Passes:
             log2 of R. The buffers hold S/R.
         """
         one = batch.samples(0, 1)
-        try:
-            ends = self._run(
-                self._network(gates=False, squares=True, values=False),
-                one,
-                _ones,
-                number=1,
-            )
-        except NeedsValuesError:
-            self.weights.forget()
-            ends = self._run(
-                self._network(gates=False, squares=True, values=True),
-                one,
-                _ones,
-                number=1,
-            )
-        terms = [
-            _inner(end, s) for end, s in zip(ends, cotangents or [None] * len(ends), strict=True)
-        ]
-        exponent, mantissas = aligned(terms)
+        network, ends = self._kernel_forward(one)
+        given = cotangents or [None] * len(ends)
+        exponent, mantissas = aligned([_inner(end, s) for end, s in zip(ends, given, strict=True)])
         result = torch.stack(mantissas).sum()
         log2 = self._checked(result, exponent)
-        (result / result.detach()).backward()
+        self._find_side_rows(network, one)
+        (result / result.detach()).backward(retain_graph=bool(network.products))
+        self._gather(network)
+        self._settle()
         return log2
+
+    def _kernel_forward(self, one: Batch) -> tuple[Network, list[End]]:
+        """g on shapes alone, or with one sample's values if the model's forward looks at them."""
+        try:
+            network = self._network(gates=False, squares=True, values=False)
+            return network, self._run(network, one, _ones, number=1)
+        except NeedsValuesError:
+            network = self._network(gates=False, squares=True, values=True)
+            return network, self._run(network, one, _ones, number=1)
 
     # ---- px-joint --------------------------------------------------------------------------------
 
@@ -120,17 +118,52 @@ class Passes:
                     exponent, summed = new_exponent, torch.zeros_like(value)
                 top = larger(exponent, new_exponent)
                 if int(top) != int(exponent):
-                    self.weights.rescale(lambda buffer, by=exponent - top: shifted(buffer, by))
+                    self._rescale(exponent - top)
                     summed = shifted(summed, exponent - top)
+                self._find_side_rows(network, part.samples(0, 1))
                 scaled = shifted(value, new_exponent - top)
                 if scaled.requires_grad:
-                    scaled.backward()
+                    scaled.backward(retain_graph=bool(network.products))
+                self._gather(network)
                 summed, exponent = summed + scaled.detach(), top
         if summed is None or exponent is None:
             raise PxfastError("data: there are no batches in it; expected at least one")
         log2 = self._checked(summed, exponent)
+        self._settle()
         self.weights.rescale(lambda buffer: buffer / summed)
         return log2
+
+    def _rescale(self, shift: Exponent) -> None:
+        """Bring everything gathered so far to another exponent."""
+        self.weights.rescale(lambda buffer: shifted(buffer, shift))
+        for branch in self.branches:
+            branch.mass *= 2.0 ** int(shift)
+
+    # ---- side branches ---------------------------------------------------------------------------
+
+    def _find_side_rows(self, network: Network, one: Batch) -> None:
+        """Once per call, if the model multiplies gates: the rows that value paths leave."""
+        weights = self.weights
+        if weights.rows is not None or not network.products:
+            return
+        purpose, weights.purpose, weights.rows = weights.purpose, "structure", {}
+        try:
+            _, ends = self._kernel_forward(one)
+            torch.stack([_inner(end, None).mantissa for end in ends]).sum().backward()
+        finally:
+            weights.purpose = purpose
+
+    def _gather(self, network: Network) -> None:
+        """Add the side branches of a pass whose main backward has run."""
+        if not self.branches:
+            self.branches = [SideBranch() for _ in network.products]
+        for branch, product in zip(self.branches, network.products, strict=True):
+            branch.gather(product, self.weights)
+
+    def _settle(self) -> None:
+        for branch in self.branches:
+            branch.settle(self.weights)
+        self.branches = []
 
     # ---- shared ----------------------------------------------------------------------------------
 
@@ -196,7 +229,7 @@ class Passes:
 
     def _checked(self, result: Tensor, exponent: Exponent) -> float:
         """log2 of R; an error where it is 0 or not finite, or where there is nothing to score."""
-        if not self.weights.saliency:
+        if not any(self.weights.scored(name) for name in self.weights.used):
             raise PxfastError(
                 "there are no prunable weights: no weight of a linear or convolution layer (that "
                 "include= and exclude= leave) is used by the model"

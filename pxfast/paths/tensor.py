@@ -22,6 +22,7 @@ from pxfast.errors import NoRuleError, PxfastError
 from pxfast.paths import registry
 from pxfast.paths.network import Network
 from pxfast.paths.pathsum import PathSum
+from pxfast.paths.side import Opening
 
 
 class PathTensor(Tensor):
@@ -35,9 +36,12 @@ class PathTensor(Tensor):
 
     value: Tensor
     path: PathSum | None
-    mean_of: weakref.ref[PathTensor] | None = (
-        None  # the tensor whose mean this is: subtracting it is centring
+    mean_of: weakref.ref[PathTensor] | None = None  # whose mean this is: subtracting it centres
+    opening: Opening | None = (
+        None  # the activation it came out of, if only reshaped or scaled since
     )
+    own: int = 0  # this tensor's bit
+    lineage: int = 0  # its own bit and those of all path tensors that it was computed from
     _version_seen: int
 
     @staticmethod
@@ -101,8 +105,9 @@ class Interpreter(TorchFunctionMode):
     def __init__(self, network: Network):
         super().__init__()
         self.network = network
+        self._count = 0  # path tensors made so far
         self.lost: str | None = (
-            None  # a path lost inside code that hides the error's type, such as TorchScript
+            None  # a path lost in code that hides the error's type (TorchScript)
         )
 
     def __enter__(self) -> Interpreter:
@@ -141,10 +146,25 @@ class Interpreter(TorchFunctionMode):
         target = registry.in_place_target(func, args, kwargs)
         with network.path_arithmetic():
             result = entry.rule(network, func, *args, **kwargs)
-        if target is None:
-            return result
-        target.become(result.value, result.path)
-        return target
+        if target is not None:
+            target.become(result.value, result.path)
+            target.opening, target.mean_of = result.opening, result.mean_of
+            result = target
+        if not entry.metadata:
+            self._note_lineage(path_tensors, result, target)
+        return result
+
+    def _note_lineage(self, operands: list[PathTensor], result: Any, target: Any) -> None:
+        """Note what a result was computed from."""
+        ancestors = 0
+        for operand in operands:
+            ancestors |= operand.lineage
+        for made in find_path_tensors((result,), {}):
+            if made.own and made is not target:
+                continue  # the rule handed an operand through
+            self._count += 1
+            made.lineage |= ancestors | 1 << self._count
+            made.own = 1 << self._count
 
 
 def find_path_tensors(args: Any, kwargs: Any) -> Any:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -43,32 +43,42 @@ class Source:
         return tensor
 
 
+Purpose = Literal["scores", "bound", "existence", "structure"]
+
+
 @dataclass
 class Weight:
     """One use of a weight by a linear operation. All tensors have the shape that the operation
     sees.
 
     Attributes:
-        name: canonical name, or None for a constant (a buffer, a fixed kernel).
+        weights: the model's weights, where scores accumulate.
+        source: the parameter behind it, or None for a constant (a buffer, a fixed kernel).
         theta: the values θ, masks not applied.
         mask: 0/1 tensor M, or None where every weight is kept.
-        saliency: where S = θ²·M·∂R/∂(θ²·M) accumulates, or None where no score is wanted.
-        reached: names that a backward from the output has visited; this one joins them when it is.
-        indicator: count every weight that is not 0 as 1, to see which paths exist whatever their
-            size.
     """
 
-    name: str | None
+    weights: Weights
+    source: Source | None
     theta: Tensor
     mask: Tensor | None
-    saliency: Tensor | None
-    reached: set[str]
-    indicator: bool = False
+    is_transposed: bool = False
 
-    def visit(self) -> None:
-        """Note that a backward from the output has come by."""
-        if self.name is not None:
-            self.reached.add(self.name)
+    @property
+    def saliency(self) -> Tensor | None:
+        """Where S accumulates in the backward that runs now; None where no score is wanted."""
+        return None if self.source is None else self._seen(self.weights.buffer(self.source))
+
+    @property
+    def value_rows(self) -> Tensor | None:
+        """Where the structure pass notes the weights that value paths leave (weights.side)."""
+        return None if self.source is None else self._seen(self.weights.value_buffer(self.source))
+
+    def _seen(self, buffer: Tensor | None) -> Tensor | None:
+        if buffer is None or self.source is None:
+            return None
+        buffer = self.source.seen(buffer)
+        return buffer.T if self.is_transposed else buffer
 
     def transposed(self) -> Weight:
         """The same weight with its two dimensions swapped; scores go to the same buffer."""
@@ -76,7 +86,7 @@ class Weight:
             self,
             theta=self.theta.T,
             mask=None if self.mask is None else self.mask.T,
-            saliency=None if self.saliency is None else self.saliency.T,
+            is_transposed=not self.is_transposed,
         )
 
     def masked(self) -> Tensor:
@@ -84,14 +94,21 @@ class Weight:
         return self.theta if self.mask is None else torch.where(self.mask, self.theta, 0)
 
     def squared(self, dtype: torch.dtype) -> Tensor:
-        """θ²·M in the dtype of path sums."""
-        if self.indicator:
+        """θ²·M in the dtype of path sums; 1 in the structure pass, 0 or 1 in the existence pass."""
+        if self.weights.purpose == "structure":
+            return torch.ones_like(self.theta, dtype=dtype)
+        if self.weights.purpose == "existence":
             return (self.masked() != 0).to(dtype)
         return self.masked().to(dtype).square()
 
+    def factor(self, squared: Tensor) -> Tensor:
+        """What ∂R/∂(θ²·M) is multiplied by: θ²·M for scores, M for the bound of the trace."""
+        if self.weights.purpose != "bound":
+            return squared
+        return torch.ones_like(squared) if self.mask is None else self.mask.to(squared.dtype)
+
     def ones(self, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-        """M in the dtype of path sums, or None where every weight is kept (then a linear layer is a
-        plain sum)."""
+        """M in the dtype of path sums; None where every weight is kept (a layer is a plain sum)."""
         if self.mask is None:
             return None
         if device.type == "meta":
@@ -107,21 +124,27 @@ class Weights:
         model: the model.
         masks: masks given by the caller, by canonical name; they apply on top of the model's own.
         scored: says whether a weight of that name gets scores.
-        saliency: score buffers by name, made when a weight is first used.
         dtype: of the score buffers, float32 or float64.
+        purpose: "scores" S = θ²·M·∂R/∂(θ²·M); "bound" M·∂R/∂(θ²·M); "existence" counts a weight
+            that is not 0 as 1, to see which paths exist whatever their size; "structure" counts
+            every weight as 1.
+        saliency: score buffers by name, made when a backward first needs them.
         used: the first use of each name in this call, with the mask in force.
         reached: names that the backward from the output has visited.
-        indicator: see `Weight`.
+        rows: by name, the weights in rows that value paths leave; found by the structure pass.
+        side: score buffers of the side branch whose backward runs now, or None.
     """
 
     model: nn.Module
     masks: Mapping[str, Tensor]
     scored: Callable[[str], bool]
     dtype: torch.dtype = torch.float32
+    purpose: Purpose = "scores"
     saliency: dict[str, Tensor] = field(default_factory=dict)
     used: dict[str, Source] = field(default_factory=dict)
     reached: set[str] = field(default_factory=set)
-    indicator: bool = False
+    rows: dict[str, Tensor] | None = None
+    side: dict[str, Tensor] | None = None
 
     def __post_init__(self) -> None:
         self._parameters: dict[int, str] = {}
@@ -169,25 +192,13 @@ class Weights:
         """The weight that a tensor stands for where it reaches a linear operation."""
         source = self.source(tensor)
         if source is None:
-            return Weight(None, tensor.detach(), None, None, self.reached)
+            return Weight(self, None, tensor.detach(), None)
+        if self.purpose == "structure":
+            return Weight(self, source, source.seen(source.theta), None)
         mask = self._mask(source)
         self._check_same_use(source, mask)
-        saliency = None
-        if self.scored(source.name):
-            buffer = self.saliency.get(source.name)
-            if buffer is None:
-                buffer = torch.zeros_like(source.theta, dtype=self.dtype)
-                self.saliency[source.name] = buffer
-            saliency = source.seen(buffer)
         seen_mask = None if mask is None else source.seen(mask)
-        return Weight(
-            source.name,
-            source.seen(source.theta),
-            seen_mask,
-            saliency,
-            self.reached,
-            self.indicator,
-        )
+        return Weight(self, source, source.seen(source.theta), seen_mask)
 
     def _mask(self, source: Source) -> Tensor | None:
         """The model's own mask and the given one together; None where they keep everything."""
@@ -220,6 +231,24 @@ class Weights:
             )
 
     # ---- score buffers ---------------------------------------------------------------------------
+
+    def buffer(self, source: Source) -> Tensor | None:
+        """Where the running backward accumulates the scores of a weight; None if it gets none."""
+        if self.purpose == "structure" or not self.scored(source.name):
+            return None
+        self.reached.add(source.name)
+        buffers = self.saliency if self.side is None else self.side
+        if source.name not in buffers:
+            buffers[source.name] = torch.zeros_like(source.theta, dtype=self.dtype)
+        return buffers[source.name]
+
+    def value_buffer(self, source: Source) -> Tensor | None:
+        """By weight: whether a value path leaves its row. None before the structure pass."""
+        if self.rows is None:
+            return None
+        if source.name not in self.rows:
+            self.rows[source.name] = torch.zeros_like(source.theta, dtype=torch.bool)
+        return self.rows[source.name]
 
     def forget(self) -> None:
         """Drop what a pass has accumulated."""

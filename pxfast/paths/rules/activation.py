@@ -114,24 +114,23 @@ def relu(network: Network, func: Any, input: Any, inplace: bool = False) -> Any:
             network.dtype
         )  # one read of value and path, without a tensor of gates between
         path = path.map(lambda m: torch.ops.aten.threshold_backward(m, like, 0))
-    return network.tensor(value, path)
+    return network.opened(network.tensor(value, path), "relu", input)
 
 
-def _gated(gate: Gate) -> Callable[..., Any]:
+def _gated(name: str, gate: Gate) -> Callable[..., Any]:
     def activation(network: Network, func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
         def squared_gate() -> Tensor:
             return gate(input.value.to(network.dtype), *args, **kwargs).square()
 
         path = network.gated(input, squared_gate)
-        return network.tensor(
-            network.entrywise(out_of_place(func), input, *args, **_plain(kwargs)), path
-        )
+        value = network.entrywise(out_of_place(func), input, *args, **_plain(kwargs))
+        return network.opened(network.tensor(value, path), name, input)
 
     return activation
 
 
 for _name, _gate in {**RATIO, **SLOPE}.items():
-    rule(*spellings(_name))(_gated(_gate))
+    rule(*spellings(_name))(_gated(_name, _gate))
 
 
 @rule(*spellings("threshold"))
@@ -190,7 +189,7 @@ def clamp(network: Network, func: Any, input: Any, *args: Any, **kwargs: Any) ->
         z, y = input.value.to(network.dtype), value.to(network.dtype)
         return torch.where(y == z, (z != 0).to(z.dtype), _divided(y, z, 0.0)).square()
 
-    return network.tensor(value, network.gated(input, squared_gate))
+    return network.opened(network.tensor(value, network.gated(input, squared_gate)), "clamp", input)
 
 
 @rule(

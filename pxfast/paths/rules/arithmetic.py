@@ -20,6 +20,7 @@ from pxfast.paths.pathsum import PathSum, total
 from pxfast.paths.registry import rule, spellings
 from pxfast.paths.rules.activation import out_of_place
 from pxfast.paths.rules.linear import linear_path
+from pxfast.paths.side import Opening, Product
 
 
 @rule(*spellings("add"), Tensor.__add__, Tensor.__radd__, Tensor.__iadd__)
@@ -63,24 +64,53 @@ def path_of(x: Any) -> PathSum | None:
 @rule(*spellings("mul", "multiply"), Tensor.__mul__, Tensor.__rmul__, Tensor.__imul__)
 def multiply(network: Network, func: Any, input: Any, other: Any) -> Any:
     """Products: with a constant or learned scale, with a gate tensor, or of gate and value."""
-    return network.tensor(
-        network.broadcast(torch.mul, input, other), _product_path(network, input, other)
+    value = network.broadcast(torch.mul, input, other)
+    if path_of(input) is None:
+        input, other = other, input
+    if path_of(input) is None:
+        return network.tensor(value, None)
+    if path_of(other) is not None:
+        return gated_product(network, value, input, other)
+    result = network.tensor(value, factored(network, input, other, 2))
+    result.opening = input.opening  # scaling keeps what it came out of
+    return result
+
+
+BOUNDED = ("softmax", "sigmoid", "hardsigmoid", "tanh")
+
+
+def gated_product(network: Network, value: Any, x: Any, y: Any) -> Any:
+    """gate · value: the value's path, times the squared value of the gate where gates count."""
+    gate, gated = (x, y) if _is_gate(network, x, y) else (y, x)
+    path = network.gated(gated, lambda: gate.value.to(network.dtype).square())
+    if path is not None and network.squares and network.differentiate:
+        repeats = gate.value.numel() / max(1, gate.path.mantissa.numel())
+        opening = gate.opening or Opening("none", gate.path, repeats)
+        product, path = Product.of(opening, path, network.weights)
+        network.products.append(product)
+    return network.tensor(value, path)
+
+
+def _is_gate(network: Network, x: Any, y: Any) -> bool:
+    """Whether x is the gate of x · y, rather than y.
+
+    The one computed from the other; else the bounded one; else the only one that came out of an
+    activation.
+    """
+    if bool(x.lineage & y.own) != bool(y.lineage & x.own):
+        return bool(x.lineage & y.own)
+    kinds = [None if factor.opening is None else factor.opening.activation for factor in (x, y)]
+    for bounded in BOUNDED:
+        if (kinds[0] == bounded) != (kinds[1] == bounded):
+            return kinds[0] == bounded
+    if (kinds[0] is None) != (kinds[1] is None):
+        return kinds[0] is not None
+    raise NoRuleError(
+        f"cannot tell which factor of a product is the gate (in {network.weights.where()}): both "
+        "carry paths, neither was computed from the other, and both or none came out of an "
+        "activation. Put the product into a function of its own and register a rule for it with "
+        "pxfast.rule."
     )
-
-
-def _product_path(network: Network, x: Any, y: Any) -> PathSum | None:
-    if path_of(x) is None:
-        x, y = y, x
-    if path_of(x) is None:
-        return None
-    if path_of(y) is not None:
-        raise NoRuleError(
-            f"a product of two tensors that both carry paths (in {network.weights.where()}) "
-            f"needs a rule that says "
-            "which factor is the gate: register one for the function that multiplies them with "
-            "pxfast.rule."
-        )
-    return factored(network, x, y, 2)
 
 
 def factored(network: Network, x: Any, factor: Any, power: int) -> PathSum | None:

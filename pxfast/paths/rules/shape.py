@@ -66,10 +66,12 @@ def moved(network: Network, x: Any, value: Any, function: Callable[[Tensor], Any
     if x.path is None:
         return tree_map_only(Tensor, lambda v: network.tensor(v, None), value)
     paths = function(x.path.widened(x.value.shape))
-    if isinstance(value, Tensor):
-        return network.tensor(value, PathSum(narrow(paths), x.path.exponent))
-    pairs = zip(value, paths, strict=True)
-    return type(value)(network.tensor(v, PathSum(narrow(m), x.path.exponent)) for v, m in pairs)
+    single = isinstance(value, Tensor)
+    pairs = [(value, paths)] if single else list(zip(value, paths, strict=True))
+    results = [network.tensor(v, PathSum(narrow(m), x.path.exponent)) for v, m in pairs]
+    for result in results:
+        result.opening = x.opening
+    return results[0] if single else type(value)(results)
 
 
 @rule(Tensor.__getitem__)

@@ -1,7 +1,6 @@
-"""Linear operations with squared weights, whose backward accumulates scores instead of a weight
-gradient.
+"""Linear operations with squared weights, whose backward accumulates scores.
 
-With cotangent dy, S += dW ∘ (θ²·M) where dW = ∂R/∂(θ²·M) is what a weight gradient would be.
+With cotangent dy, S += dW ∘ (θ²·M), where dW = ∂R/∂(θ²·M) is what a weight gradient would be.
 """
 
 from __future__ import annotations
@@ -18,32 +17,35 @@ from pxfast.paths.weights import Weight
 class SquaredLinear(torch.autograd.Function):
     """y = x (W∘W∘M)ᵀ on path sums x [..., K]; the backward adds to ``weight.saliency``.
 
-    ``anchor`` is a scalar that requires grad: it makes the backward run also where x does not need
-    one.
+    ``anchor`` is a scalar that requires grad: it makes the backward run where x does not need one.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, anchor: Tensor, weight: Weight) -> Tensor:
         """Shapes: x [..., K], weight [O, K] → [..., O]."""
+        ctx.set_materialize_grads(False)
         ctx.x, ctx.weight = x, weight
-        if weight.indicator:
-            return _exists(x @ weight.squared(x.dtype).T)
-        return ops.squared_linear(x, _theta(weight, x), weight.mask)
+        if weight.weights.purpose == "scores":
+            return ops.squared_linear(x, _theta(weight, x), weight.mask)
+        return counted(weight, x @ weight.squared(x.dtype).T)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor | None) -> Any:  # type: ignore[override]
         """dx = dy (W∘W∘M), and the saliency in the same read of W."""
-        x, weight = ctx.x, ctx.weight
-        weight.visit()
-        theta, mask, saliency = _theta(weight, x), weight.mask, weight.saliency
-        if weight.indicator:
-            dx = _indicator_backward(_exists(dy), x, weight)
-        elif saliency is None:
-            dx = ops.squared_linear(dy, theta.T, None if mask is None else mask.T)
-        else:
-            with_dx = ctx.needs_input_grad[0]
-            dx = ops.squared_linear_backward(dy, x, theta, mask, saliency, with_dx)
-        return dx if ctx.needs_input_grad[0] else None, None, None
+        x, weight, with_dx = ctx.x, ctx.weight, ctx.needs_input_grad[0]
+        dy = cotangent(weight, dy, dim=-1)
+        if dy is None:
+            return None, None, None
+        saliency = weight.saliency
+        if weight.weights.purpose == "scores" and saliency is not None:
+            theta = _theta(weight, x)
+            dx = ops.squared_linear_backward(dy, x, theta, weight.mask, saliency, with_dx)
+            return dx if with_dx else None, None, None
+        squared = weight.squared(x.dtype)
+        if saliency is not None:
+            dw = dy.flatten(0, -2).T @ x.flatten(0, -2) if dy.dim() > 1 else torch.outer(dy, x)
+            saliency.addcmul_(dw, weight.factor(squared))
+        return dy @ squared if with_dx else None, None, None
 
 
 class SquaredConvolution(torch.autograd.Function):
@@ -52,37 +54,72 @@ class SquaredConvolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, anchor: Tensor, weight: Weight, geometry: Any) -> Tensor:
         """Shapes: x [N, C, *space], weight as torch's convolutions have it."""
+        ctx.set_materialize_grads(False)
         ctx.x, ctx.weight, ctx.geometry = x, weight, geometry
-        y = geometry(x, weight.squared(x.dtype))
-        return _exists(y) if weight.indicator else y
+        return counted(weight, geometry(x, weight.squared(x.dtype)))
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, dy: Tensor | None) -> Any:  # type: ignore[override]
         """dx, and the saliency."""
         x, weight, geometry = ctx.x, ctx.weight, ctx.geometry
-        weight.visit()
-        squared = weight.squared(x.dtype)
-        dy = _exists(dy) if weight.indicator else dy
+        dy = cotangent(weight, dy, dim=1, geometry=geometry)
+        if dy is None:
+            return None, None, None, None
+        squared, saliency = weight.squared(x.dtype), weight.saliency
         dx, dw, _ = torch.ops.aten.convolution_backward(
             dy, x, squared, None, *geometry.arguments, geometry.groups,
-            [ctx.needs_input_grad[0], weight.saliency is not None, False],
+            [ctx.needs_input_grad[0], saliency is not None, False],
         )  # fmt: skip
-        if weight.saliency is not None:
-            weight.saliency.addcmul_(dw, squared)
+        if saliency is not None:
+            saliency.addcmul_(dw, weight.factor(squared))
         return dx, None, None, None
 
 
-def _exists(paths: Tensor) -> Tensor:
-    """1 where there is a path, whatever its size; 0 where there is none."""
-    return (paths > 0).to(paths.dtype)
+def counted(weight: Weight, paths: Tensor) -> Tensor:
+    """Path sums as they are, or 1 where there is a path if only their existence counts."""
+    if weight.weights.purpose in ("existence", "structure"):
+        return (paths > 0).to(paths.dtype)
+    return paths
 
 
-def _indicator_backward(dy: Tensor, x: Tensor, weight: Weight) -> Tensor:
-    """SquaredLinear's backward for weights that count as 0 or 1."""
-    squared = weight.squared(x.dtype)
-    if weight.saliency is not None:
-        weight.saliency.addcmul_(dy.flatten(0, -2).T @ x.flatten(0, -2), squared)
-    return dy @ squared
+def cotangent(weight: Weight, dy: Tensor | None, dim: int, geometry: Any = None) -> Tensor | None:
+    """The cotangent that a weight's backward uses; None where none arrives.
+
+    The structure pass notes the rows where one arrives: value paths leave them. The backward of a
+    side branch is restricted to the other rows.
+    """
+    if dy is None:
+        return None
+    dy = counted(weight, dy)
+    if weight.weights.purpose == "structure":
+        arrives = dy.transpose(0, dim).flatten(1).any(1)
+        rows = weight.value_rows
+        if rows is not None:
+            rows |= _by_row(arrives, rows, geometry)
+    elif weight.weights.side is not None:
+        rows = weight.value_rows
+        closed = None if rows is None else ~_rows_of(rows, geometry)
+        if closed is None or not bool(closed.any()):
+            return None
+        return dy * closed.reshape(-1, *[1] * (dy.dim() - 1 - dim if dim >= 0 else 0))
+    return dy
+
+
+def _by_row(rows: Tensor, weight: Tensor, geometry: Any) -> Tensor:
+    """One entry per output unit, shaped to broadcast against the weight."""
+    if geometry is None or not geometry.transposed:
+        return rows.reshape(-1, *[1] * (weight.dim() - 1))
+    inputs, outputs = weight.shape[0] // geometry.groups, weight.shape[1]
+    grouped = rows.reshape(geometry.groups, 1, outputs).expand(-1, inputs, -1)
+    return grouped.reshape(-1, outputs, *[1] * (weight.dim() - 2))
+
+
+def _rows_of(weight: Tensor, geometry: Any) -> Tensor:
+    """One entry per output unit of something that is equal along every row of the weight."""
+    if geometry is None or not geometry.transposed:
+        return weight.flatten(1)[:, 0]
+    inputs = weight.shape[0] // geometry.groups
+    return weight.flatten(2)[::inputs, :, 0].flatten()
 
 
 def _theta(weight: Weight, x: Tensor) -> Tensor:

@@ -1,0 +1,88 @@
+"""Side branches: weights that only shape gates (docs/method.md, "Side branches").
+
+A weight row is a *side row* if no value path leaves it. Its score would be 0, and a global
+threshold would delete it first. So every gate g · v has its own sum ℓ, over the path sums that
+open the gate, and its side rows get S = θ² ∂ℓ/∂(θ²) · mass/ℓ, where the mass is what flows through
+the gated value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pxfast.paths.pathsum import Exponent, PathSum, larger, shifted
+from pxfast.paths.weights import Weights
+
+
+class Opening(NamedTuple):
+    """What a gate came out of: the activation's name, and the path sum at its input."""
+
+    activation: str
+    entering: PathSum
+    repeats: float  # how many entries each entry of the narrow mantissa stands for
+
+
+@dataclass
+class Product:
+    """One product gate · value of a pass: ℓ, and the mass that the main backward measures."""
+
+    opening: PathSum  # ℓ, a scalar
+    mass: Tensor
+
+    @classmethod
+    def of(cls, opening: Opening, gated: PathSum, weights: Weights) -> tuple[Product, PathSum]:
+        """Record a product; returns the gated path sum, whose cotangent measures the mass."""
+        ell = opening.entering.map(lambda m: m.double().sum() * opening.repeats)
+        product = cls(ell, torch.zeros((), dtype=torch.float64, device=ell.mantissa.device))
+        mantissa = gated.mantissa.view_as(gated.mantissa)  # a node of its own: other uses of the
+        watched = mantissa.detach()  # value do not count
+
+        def measure(cotangent: Tensor) -> None:
+            if weights.side is None:
+                product.mass += (cotangent * watched).sum(dtype=torch.float64)
+
+        if mantissa.requires_grad:
+            mantissa.register_hook(measure)
+        return product, PathSum(mantissa, gated.exponent)
+
+
+@dataclass
+class SideBranch:
+    """What the passes over all batches have gathered for one product of the model."""
+
+    exponent: Exponent = 0
+    ell: float = 0.0
+    mass: float = 0.0
+    scores: dict[str, Tensor] = field(default_factory=dict)
+
+    def gather(self, product: Product, weights: Weights) -> None:
+        """Add a pass: its mass, its ℓ and, by a backward from ℓ, the scores of its side rows."""
+        self.mass += float(product.mass)
+        ell, exponent = product.opening.mantissa, product.opening.exponent
+        value = float(ell.detach())
+        if value == 0 or not ell.requires_grad:
+            return
+        top = exponent if self.ell == 0 else larger(self.exponent, exponent)
+        for buffer in self.scores.values():
+            buffer.copy_(shifted(buffer, self.exponent - top))
+        self.ell *= 2.0 ** int(self.exponent - top)
+        scaled = shifted(ell, exponent - top)
+        weights.side = self.scores
+        try:
+            scaled.backward(retain_graph=True)
+        finally:
+            weights.side = None
+        self.ell += float(scaled.detach())
+        self.exponent = top
+
+    def settle(self, weights: Weights) -> None:
+        """Add the scores, scaled so that a cut through the side branch totals the gated mass."""
+        if self.ell == 0:
+            return
+        for name, scores in self.scores.items():
+            main = weights.saliency.setdefault(name, torch.zeros_like(scores))
+            main.add_(scores, alpha=self.mass / self.ell)
