@@ -218,12 +218,19 @@ class Real(fx.Interpreter):
                 result = n.target(*args, **kwargs | {"weight": kwargs["weight"] * mask})
         else:
             result = super().run_node(n)
+        result = map_aggregate(result, _double)
         self.returned[n] = map_aggregate(result, _clone)
         return result
 
 
 def _clone(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
+
+
+def _double(value: Any) -> Any:
+    """Constants that the model makes in its forward are float32 by default."""
+    floating = isinstance(value, Tensor) and value.is_floating_point()
+    return value.double() if floating else value
 
 
 @dataclass
@@ -272,7 +279,7 @@ class Auxiliary(fx.Interpreter):
         if kind == GATE and n.op != "placeholder":
             return self.real.returned[n] if self.gated else None
         if kind == PLAIN or n.op == "placeholder":
-            return super().run_node(n)
+            return map_aggregate(super().run_node(n), _double)
         rule = RULES.get(self.traced.key(n))
         if rule is None:
             raise TypeError(_no_rule(n, self.traced.key(n)))

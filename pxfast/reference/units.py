@@ -75,14 +75,15 @@ def unroll(
     """Return the output units of a copy of `model`; everything before hangs on their edges."""
     x = x.double()
     inputs = {i: Unit(x[(slice(None), *i)], start=i) for i in _places(x.shape[1:])}
-    reader = _Reader(masks or {}, batchnorm)
+    reader = _Reader(len(x), masks or {}, batchnorm)
     return reader.read(copy.deepcopy(model).double().requires_grad_(False), "", inputs)
 
 
 @dataclass
 class _Reader:
-    """What a layer has to know besides its module: the masks and whose statistics count."""
+    """What a layer has to know besides its module: N, the masks and whose statistics count."""
 
+    samples: int
     masks: Mapping[str, Tensor]
     batchnorm: str
 
@@ -151,7 +152,7 @@ def _weighted_sum(
 ) -> Unit:
     """Return the unit Σ θ·source + bias over `terms` (source, place of θ in the weight)."""
     bias = 0.0 if module.bias is None else float(module.bias[output])
-    unit = Unit(torch.full_like(terms[0][0].value, bias))
+    unit = Unit(torch.full((reader.samples,), bias, dtype=torch.float64))
     for source, index in terms:
         weight = (_child(name, "weight"), index)
         if reader.kept(weight):
