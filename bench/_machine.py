@@ -21,7 +21,7 @@ def machine() -> dict[str, object]:
     return {
         "device": "cpu",
         "cpu": _cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": _cores(),
         "threads": torch.get_num_threads(),
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
         "system": platform.platform(terse=True),
@@ -32,6 +32,11 @@ def machine() -> dict[str, object]:
         "uncommitted": _uncommitted(),
         "date": datetime.now(timezone.utc).date().isoformat(),
     }
+
+
+def _cores() -> int | None:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _cpu_model() -> str:
@@ -46,8 +51,8 @@ def _cpu_model() -> str:
 
 def _uncommitted() -> list[str]:
     """Return the measured files that differ from the commit (results themselves excepted)."""
-    lines = _git("status", "--porcelain", "--untracked-files=all", "--", *MEASURED_CODE).splitlines()
-    paths = [line[3:] for line in lines]
+    status = _git("status", "--porcelain", "--untracked-files=all", "--", *MEASURED_CODE)
+    paths = [line[3:] for line in status.splitlines()]
     return [path for path in paths if not path.startswith("bench/results/")]
 
 

@@ -35,7 +35,8 @@ class Result:
         """Write the result to `<job>-<subject>-<device>.json` and return the path."""
         path = folder / f"{self.job}-{self.subject}-{self.machine['device']}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(asdict(self), indent=1, ensure_ascii=False)
+        path.write_text(text + "\n", encoding="utf-8")
         return path
 
 

@@ -83,9 +83,7 @@ def pxfast_round(
     return dict(scores.masks(density=density, masks=masks)), scores.provenance
 
 
-def official_round(
-    model: nn.Module, images: Tensor, masks: MaskDict, density: float
-) -> MaskDict:
+def official_round(model: nn.Module, images: Tensor, masks: MaskDict, density: float) -> MaskDict:
     """Do one round as `official.prune` does it; return the new masks."""
     scores = official.score(model, images, masks=masks)
     flat = torch.cat([score.flatten() for score in scores.values()])

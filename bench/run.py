@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
             name, help=doc.partition("\n")[0], description=doc, formatter_class=_Help
         )
         command.add_argument("--threads", type=int, help="threads of torch (its own default)")
-        command.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON file")
+        command.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON")
         module.add_arguments(command)
         command.set_defaults(measure=module.measure)
     return top

@@ -14,11 +14,11 @@ import re
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench._result import RESULTS, Result, load, load_all, machine_line, markdown
 
+ROOT = Path(__file__).resolve().parent.parent
 MARKED = re.compile(
     r"(?P<begin><!-- table: (?P<name>[\w.-]+)(?: \| (?P<columns>[^>]*?))? -->\n)"
     r".*?(?P<end><!-- end of table -->)",
@@ -56,14 +56,18 @@ def results_page(results: list[Result]) -> str:
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
 def main() -> int:
     """Write the tables, or with `--check` return 1 if one differs from its file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing; fail on a difference")
     check = parser.parse_args().check
     page, front = ROOT / "docs" / "results.md", ROOT / "README.md"
-    wanted = {page: results_page(load_all()), front: readme(front.read_text(encoding="utf-8"))}
-    stale = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
+    wanted = {page: results_page(load_all()), front: readme(_text(front))}
+    stale = [path for path, text in wanted.items() if _text(path) != text]
     for path in stale:
         print(f"{path.relative_to(ROOT)} {'is stale: run make tables' if check else 'written'}")
         if not check:

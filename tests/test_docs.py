@@ -14,6 +14,7 @@ import pxfast
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+FILE_NAME = re.compile(r"`((?:pxfast|csrc|tests|bench|docs|examples)/[\w./-]+)`")
 LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)\s]+)\)")
 
 
@@ -22,7 +23,8 @@ def text_of(path: Path) -> str:
 
 
 def python_of(path: Path) -> str:
-    return "\n".join(code for language, code in FENCED.findall(text_of(path)) if language == "python")
+    blocks = FENCED.findall(text_of(path))
+    return "\n".join(code for language, code in blocks if language == "python")
 
 
 def anchors(path: Path) -> set[str]:
@@ -71,8 +73,6 @@ def test_public_names_exist(path: Path) -> None:
 def test_code_runs_as_it_stands(name: str, tmp_path: Path) -> None:
     code = python_of(ROOT / name)
     assert "import pxfast" in code
-    script = tmp_path / "block.py"
-    script.write_text(code, encoding="utf-8")
     run = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); exec({code!r})"],
         cwd=tmp_path,
@@ -105,6 +105,6 @@ def test_make_targets_in_documents_exist() -> None:
 
 def test_files_named_in_documents_exist() -> None:
     for path in (ROOT / "CONTRIBUTING.md", ROOT / "README.md", ROOT / "docs" / "extending.md"):
-        named = set(re.findall(r"`((?:pxfast|csrc|tests|bench|docs|examples)/[\w./-]+)`", text_of(path)))
+        named = set(FILE_NAME.findall(text_of(path)))
         missing = sorted(name for name in named if not (ROOT / name).exists())
         assert missing == [], path.name

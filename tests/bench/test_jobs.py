@@ -1,0 +1,116 @@
+"""The benchmark jobs do what they say: the same rounds, the same masks, the same networks."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import nets
+import pytest
+import torch
+
+import pxfast
+from bench import official_noise, prune, quality, run, score
+from bench._result import load
+from pxfast.reference import official
+
+SETTINGS = {"density": 0.02, "rounds": 5, "size": 8, "epochs": 1}
+
+
+def same(first, second) -> bool:
+    return first.keys() == second.keys() and all(
+        torch.equal(first[name].bool(), second[name].bool()) for name in first
+    )
+
+
+def test_rounds_are_those_of_the_two_loops() -> None:
+    model, images = nets.conv(channels=8, bias=False), torch.randn(6, 1, 5, 5)
+    ours, theirs = {}, {}
+    for r in range(1, 6):
+        ours, provenance = prune.pxfast_round(model, images, ours, 0.3 ** (r / 5), "px")
+        theirs = prune.official_round(model, images, theirs, 0.3 ** (r / 5))
+    assert same(ours, pxfast.prune(model, images, density=0.3, rounds=5))
+    assert same(theirs, official.prune(model, images, density=0.3, rounds=5))
+    assert provenance["data_pass"] == "run"
+
+
+def test_random_masks_are_exact_and_seeded() -> None:
+    model = pxfast.models.resnet20(in_channels=1)
+    images = torch.randn(2, 1, 8, 8)
+    first, again, other = (
+        quality.prune_with("random", model, images, 0.02, 1, seed) for seed in (0, 0, 1)
+    )
+    assert same(first, again) and not same(first, other)
+    assert pxfast.Masks(first).kept == round(0.02 * pxfast.Masks(first).total)
+    assert list(first) == list(pxfast.score(model, images))
+
+
+def test_finished_runs_are_used_again_only_with_the_same_settings(tmp_path: Path) -> None:
+    path = tmp_path / "runs.jsonl"
+    quality._keep({"seed": 1, "method": "px", "accuracy": 90.0}, SETTINGS, path)
+    assert quality._finished(SETTINGS, path) == {(1, "px"): {"accuracy": 90.0}}
+    assert quality._finished({**SETTINGS, "epochs": 2}, path) == {}
+    assert quality._finished(SETTINGS, tmp_path / "none.jsonl") == {}
+
+
+def test_an_interrupted_job_goes_on_where_it_stopped(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(quality, "FINISHED", tmp_path / "runs.jsonl")
+    done: list[tuple[str, int]] = []
+
+    def one(method: str, seed: int, **settings: object) -> quality.Run:
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append((method, seed))
+        return {"accuracy": 10.0 * seed, "density": 0.02, "prune_seconds": 1.0}
+
+    monkeypatch.setattr(quality, "_run", one)
+    arguments = argparse.Namespace(seeds=2, methods=["px", "random"], **SETTINGS)
+    with pytest.raises(KeyboardInterrupt):
+        quality.measure(arguments)
+    assert len(done) == 3
+    left: list[tuple[str, int]] = []
+
+    def rest(method: str, seed: int, **settings: object) -> quality.Run:
+        left.append((method, seed))
+        return {"accuracy": 20.0, "density": 0.02, "prune_seconds": 1.0}
+
+    monkeypatch.setattr(quality, "_run", rest)
+    rows = quality.measure(arguments).rows
+    assert left == [("random", 1)]
+    assert [row["test accuracy %"] for row in rows] == [5.0, 10.0]
+    assert not (tmp_path / "runs.jsonl").exists()
+
+
+def test_run_py_knows_every_job_and_writes_its_file(monkeypatch, tmp_path: Path) -> None:
+    assert {"score", "prune", "official-noise", "quality"} <= run.jobs().keys()
+    arguments = ["official-noise", "--size", "8", "--per-class", "1", "--results", str(tmp_path)]
+    result = run.main(arguments)
+    assert load(tmp_path / "official-noise-resnet20-cpu.json") == result
+    assert result.command == "python bench/run.py " + " ".join(arguments)
+    assert [row["network"] for row in result.rows]
+
+
+def test_score_job_measures_every_criterion_and_density(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(score, "peak_memory", lambda prepare, **job: job["density"])
+    small = ["--size", "8", "--per-class", "1", "--repeats", "2", "--results", str(tmp_path)]
+    result = run.main(["score", *small, "--densities", "1", "0.1"])
+    assert [(row["criterion"], row["density"], row["data pass"]) for row in result.rows] == [
+        ("px", 1.0, "skipped"),
+        ("px", 0.1, "run"),
+        ("px-joint", 1.0, "run"),
+        ("px-joint", 0.1, "run"),
+    ]
+    assert [row["pxfast MiB"] for row in result.rows] == [1.0, 0.1, 1.0, 0.1]
+
+
+def test_jobs_for_peak_memory_run() -> None:
+    small = {"small": True, "model": "resnet20", "size": 8, "per_class": 1}
+    for candidate in ("px", "px-joint", "official"):
+        score.prepare_score(candidate, density=0.5, **small)()
+    for candidate in ("pxfast", "official"):
+        prune.prepare_prune(candidate, criterion="px", density=0.9, **small)()
+
+
+def test_modules_of_jobs_are_the_ones_that_run_finds() -> None:
+    assert run.jobs()["score"] is score
+    assert run.jobs()["official-noise"] is official_noise
