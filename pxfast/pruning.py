@@ -21,7 +21,8 @@ from pxfast.selection.fingerprint import data_fingerprint, masks_fingerprint, mo
 from pxfast.selection.masks import Masks, as_masks
 from pxfast.selection.schedule import densities
 from pxfast.selection.scores import Scores
-from pxfast.selection.weights import check_fit, own_masks, unwrap
+from pxfast.selection.weights import check_fit, own_masks
+from pxfast.unwrap import unwrapped
 
 
 class Criterion(Protocol):
@@ -303,7 +304,7 @@ def _describe(value: Any, model: nn.Module) -> Any:
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
     if isinstance(value, nn.Module):
-        names = [name for name, module in unwrap(model).named_modules() if module is value]
+        names = [name for name, module in unwrapped(model).named_modules() if module is value]
         return f"module {names[0] if names else type(value).__qualname__}"
     if isinstance(value, (list, tuple, set, frozenset)):
         items = [_describe(item, model) for item in value]

@@ -22,6 +22,7 @@ from pxfast.paths.pathsum import PathSum
 from pxfast.paths.weights import Weights
 from pxfast.rng import preserved_rng
 from pxfast.selection.scores import Scores
+from pxfast.unwrap import unwrapped
 
 Choice = str | nn.Module | Iterable[str | nn.Module] | None
 CRITERIA = ("px", "px-joint")
@@ -93,6 +94,7 @@ def score(
         holds them all [1.0, 1.0]
     """
     model = unwrapped(model)
+    _refuse_scripted(model)
     _check_options(criterion, batchnorm, dtype, max_memory)
     scored = chosen(model, include, exclude)
     path_dtype = check_weights(model)
@@ -204,26 +206,12 @@ def _assembled(model: nn.Module, weights: Weights, provenance: dict[str, Any]) -
 # ---- the model -----------------------------------------------------------------------------------
 
 
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The module behind torch.compile, DistributedDataParallel and DataParallel.
-
-    Raises:
-        TypeError: not a module, or a ScriptModule, whose operations cannot be followed.
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    while True:
-        if isinstance(model, torch.jit.ScriptModule):
-            raise TypeError(
-                "model: a scripted or traced module cannot be scored, since its operations cannot "
-                "be followed; give the original nn.Module"
-            )
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        elif hasattr(model, "_orig_mod"):  # torch.compile
-            model = model._orig_mod  # type: ignore[assignment]
-        else:
-            return model
+def _refuse_scripted(model: nn.Module) -> None:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(
+            "model: a scripted or traced module cannot be scored, since its operations cannot "
+            "be followed; give the original nn.Module"
+        )
 
 
 @contextlib.contextmanager

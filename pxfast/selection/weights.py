@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 from pxfast.errors import MaskError
+from pxfast.unwrap import unwrapped
 
 
 class Place(NamedTuple):
@@ -44,23 +45,6 @@ class MaskParametrization(nn.Module):
         return weight * self.mask
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """Returns the user's model inside torch.compile, DataParallel and DistributedDataParallel.
-
-    Raises:
-        TypeError: If it is not a module.
-    """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    while True:
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        elif isinstance(original := getattr(model, "_orig_mod", None), nn.Module):
-            model = original
-        else:
-            return model
-
-
 def pruning_hook(module: nn.Module, attribute: str) -> prune.BasePruningMethod | None:
     """Returns the hook by which torch.nn.utils.prune masks a module's weight, if it does."""
     for hook in module._forward_pre_hooks.values():
@@ -80,7 +64,7 @@ def stored_parameter(module: nn.Module, attribute: str) -> nn.Parameter | None:
 
 def places(model: nn.Module) -> Iterator[Place]:
     """Yields every parameter of a model under its module attribute; a tied one at each place."""
-    for prefix, module in unwrap(model).named_modules():
+    for prefix, module in unwrapped(model).named_modules():
         if isinstance(module, parametrize.ParametrizationList):
             continue
         attributes = [_visible(module, stored) for stored in module._parameters]
@@ -109,7 +93,7 @@ def find_weight(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     """
     prefix, _, attribute = name.rpartition(".")
     try:
-        module = unwrap(model).get_submodule(prefix)
+        module = unwrapped(model).get_submodule(prefix)
     except AttributeError:
         module = None
     if module is not None and attribute == _visible(module, attribute):
@@ -190,7 +174,7 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor], *, in_place: bool
                 )
     called_by_parent = {
         id(module.out_proj)
-        for module in unwrap(model).modules()
+        for module in unwrapped(model).modules()
         if isinstance(module, nn.MultiheadAttention)
     }
     for place, mask in plan:
