@@ -79,7 +79,11 @@ def _model(arguments: argparse.Namespace) -> nn.Module:
     model = load_model(arguments.model, parse_arguments(arguments.model_arg))
     if arguments.weights is not None:
         load_weights_(model, arguments.weights)
-    return model.to(arguments.device)
+    try:
+        return model.to(arguments.device)
+    except (AssertionError, RuntimeError) as error:  # torch without CUDA raises the former
+        reason = str(error).partition("\n")[0]
+        raise PxfastError(f"--device {arguments.device}: {reason}") from error
 
 
 def _batches(arguments: argparse.Namespace) -> list[Any]:
