@@ -10,6 +10,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install -c constraints.txt
+# The build finds the pinned cmake and ninja before the system's.
+export PATH := $(abspath $(BIN)):$(PATH)
 CPP_SOURCES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 NATIVE_SOURCES := setup.py CMakeLists.txt $(shell find csrc -type f)
 
