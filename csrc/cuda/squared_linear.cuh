@@ -201,12 +201,12 @@ struct SquaredWeights {
 };
 
 // saliency[o, k] += gradient θ²[o, k]
-template <class Weight, int kVector_>
+template <class Weight>
 struct ToSaliency {
-  static constexpr int kVector = kVector_;
   SquaredWeights<Weight> squared;
   PathOf<Weight>* __restrict__ saliency;  // [O, K]
 
+  template <int kVector>
   __device__ void write(int64_t, int64_t o, int64_t k, const Pack<PathOf<Weight>, kVector>& gradient) const {
     const auto squares = squared.template load<kVector>(o, k);
     auto scores = cuda::load<kVector>(saliency + o * squared.K + k);
@@ -234,10 +234,10 @@ Splits row_splits(int64_t O, int64_t K) {
                 kBackwardWarps);
 }
 
-// Whether rows of K elements of these arrays can be read N at a time.
+// Whether rows of `columns` elements of these arrays can be read N at a time.
 template <int N, class... Arrays>
-bool in_vectors(int64_t K, Arrays... arrays) {
-  return K % N == 0 && (aligned_to(arrays, N * sizeof(*arrays)) && ...);
+bool in_vectors(int64_t columns, Arrays... arrays) {
+  return columns % N == 0 && (aligned_to(arrays, N * sizeof(*arrays)) && ...);
 }
 
 // One call's arguments, as in squared_linear.h.
@@ -263,23 +263,24 @@ struct SquaredLinear {
   }
 
   void forward(const Path* x, Path* y) const {
+    constexpr int N = kVector;
     if (T == 0 || O == 0) return;
-    if (T <= kFewTokens) {
-      forward_few(x, y);
-    } else if (in_vectors<kVector>(K, x, weight, mask)) {
-      forward_tiled<kVector>(x, y);
-    } else {
-      forward_tiled<1>(x, y);
-    }
+    if (T <= kFewTokens) return forward_few(x, y);
+    if (in_vectors<N>(K, x, weight, mask) && in_vectors<N>(O, y)) return forward_tiled<N>(x, y);
+    forward_tiled<1>(x, y);
   }
 
   void backward(const Path* dy, const Path* x, Path* dx, Path* saliency) const {
+    constexpr int N = kVector;
     if (T == 0 || K == 0) return;
-    if (in_vectors<kVector>(K, x, weight, mask, dx, saliency)) {
-      backward_in<kVector>(dy, x, dx, saliency);
-    } else {
-      backward_in<1>(dy, x, dx, saliency);
+    const bool rows = in_vectors<N>(K, x, weight, mask, dx, saliency);
+    if (T > kFewTokens) {
+      if (rows && in_vectors<N>(O, dy)) return backward_tiled<N>(dy, x, dx, saliency);
+      return backward_tiled<1>(dy, x, dx, saliency);
     }
+    if (!rows) return backward_few<1, kFewTokens, 1>(dy, x, dx, saliency);
+    if (T == 1) return backward_few<N, 1, 4>(dy, x, dx, saliency);
+    backward_few<N, kFewTokens, 1>(dy, x, dx, saliency);
   }
 
  private:
@@ -300,20 +301,9 @@ struct SquaredLinear {
 
   template <int N>
   void forward_tiled(const Path* x, Path* y) const {
-    const Operand<Contiguous::r, N, Matrix<Path>> tokens{{x, K}};
-    const Operand<Contiguous::r, N, SquaredWeights<Weight>> outputs{{weight, mask, K}};
-    product<Cut, Path>(tokens, outputs, Planes<Path, 1>{y, T, O}, T, O, K, scratch, stream);
-  }
-
-  template <int N>
-  void backward_in(const Path* dy, const Path* x, Path* dx, Path* saliency) const {
-    if (T > kFewTokens) {
-      backward_tiled<N>(dy, x, dx, saliency);
-    } else if (N > 1 && T == 1) {
-      backward_few<kVector, 1, 4>(dy, x, dx, saliency);
-    } else {
-      backward_few<N, kFewTokens, 1>(dy, x, dx, saliency);
-    }
+    const Operand<Contiguous::r, Matrix<Path>> tokens{{x, K}};
+    const Operand<Contiguous::r, SquaredWeights<Weight>> outputs{{weight, mask, K}};
+    Product<Cut, Path, N>{T, O, K, scratch, stream}.queue(tokens, outputs, Planes<Path>{y, T, O});
   }
 
   template <int N, int kTokens, int kUnroll>
@@ -323,20 +313,21 @@ struct SquaredLinear {
     Path* const planes = direct ? dx : static_cast<Path*>(scratch);
     launch(few_tokens_backward<Weight, N, kTokens, kUnroll>, splits.count * divide_up(K, kLanes * N),
            kBackwardThreads, stream, dy, x, weight, mask, planes, saliency, T, O, K, splits.span);
-    if (!direct) launch_add_planes(planes, Planes<Path, N>{dx, T, K}, T, K, splits, stream);
+    if (!direct) launch_add_planes<N>(planes, Planes<Path>{dx, T, K}, T, K, splits, stream);
   }
 
   template <int N>
   void backward_tiled(const Path* dy, const Path* x, Path* dx, Path* saliency) const {
     const SquaredWeights<Weight> squared{weight, mask, K};
     if (dx) {
-      const Operand<Contiguous::r, 1, Matrix<Path>> tokens{{dy, O}};
-      const Operand<Contiguous::row, N, SquaredWeights<Weight>> inputs{squared};
-      product<Cut, Path>(tokens, inputs, Planes<Path, N>{dx, T, K}, T, K, O, scratch, stream);
+      const Operand<Contiguous::r, Matrix<Path>> tokens{{dy, O}};
+      const Operand<Contiguous::row, SquaredWeights<Weight>> inputs{squared};
+      Product<Cut, Path, N>{T, K, O, scratch, stream}.queue(tokens, inputs, Planes<Path>{dx, T, K});
     }
-    const Operand<Contiguous::row, 1, Matrix<Path>> outputs{{dy, O}};
-    const Operand<Contiguous::row, N, Matrix<Path>> inputs{{x, K}};
-    product<Cut, Path>(outputs, inputs, ToSaliency<Weight, N>{squared, saliency}, O, K, T, scratch, stream);
+    const Operand<Contiguous::row, Matrix<Path>> outputs{{dy, O}};
+    const Operand<Contiguous::row, Matrix<Path>> inputs{{x, K}};
+    Product<Cut, Path, N>{O, K, T, scratch, stream}.queue(outputs, inputs,
+                                                          ToSaliency<Weight>{squared, saliency});
   }
 };
 

@@ -38,12 +38,12 @@ struct Matrix {
 };
 
 // A sink that stores results, those of each split in a plane of its own.
-template <class Path, int kVector_>
+template <class Path>
 struct Planes {
-  static constexpr int kVector = kVector_;
   Path* __restrict__ data;  // [splits, M, N]
   int64_t M, N;
 
+  template <int kVector>
   __device__ void write(int64_t split, int64_t m, int64_t n, const Pack<Path, kVector>& sums) const {
     store(data + (split * M + m) * N + n, sums);
   }
@@ -68,11 +68,10 @@ enum class Contiguous { r, row };
 
 // The part of an operand that a thread carries from memory to shared memory in one step, in packs of kVector
 // elements. Of its source, load<N>(i, j) gives the elements (i, j) ... (i, j + N - 1) as they are stored.
-template <class Tile, int kRows, class Operand>
+template <class Tile, int kRows, int kVector, class Operand>
 struct Slab {
   using Path = typename Tile::Path;
   static constexpr Contiguous kAlong = Operand::kAlong;
-  static constexpr int kVector = Operand::kVector;
   static constexpr int kWidth = kAlong == Contiguous::r ? Tile::kR : kRows;  // of the slab as it is stored
   static constexpr int kPacks = kRows * Tile::kR / kVector / Tile::kThreads;
   Pack<Path, kVector> held[kPacks];
@@ -141,8 +140,9 @@ __device__ inline void multiply(const typename Tile::Path (&a)[Tile::kR][Tile::k
 __device__ inline int at_most(int limit, int64_t n) { return n < limit ? static_cast<int>(n) : limit; }
 
 // Block b computes tile b % tiles of split b / tiles; a split covers `span` (a multiple of kR) indices r. The
-// sink's write(split, m, n, pack) takes Sink::kVector neighbouring results of row m.
-template <class Tile, class A, class B, class Sink>
+// sink's write(split, m, n, pack) takes neighbouring results of row m. All arrays are accessed kVector
+// elements at a time.
+template <class Tile, int kVector, class A, class B, class Sink>
 __global__ void __launch_bounds__(Tile::kThreads, 2)
     tiled_product(A a, B b, Sink sink, int64_t M, int64_t N, int64_t R, int64_t span) {
   using Path = typename Tile::Path;
@@ -156,8 +156,8 @@ __global__ void __launch_bounds__(Tile::kThreads, 2)
   const int thread_m = static_cast<int>(threadIdx.x) / (Tile::kN / Tile::kThreadN);
   const int thread_n = static_cast<int>(threadIdx.x) % (Tile::kN / Tile::kThreadN);
 
-  Slab<Tile, Tile::kM, A> next_a;
-  Slab<Tile, Tile::kN, B> next_b;
+  Slab<Tile, Tile::kM, kVector, A> next_a;
+  Slab<Tile, Tile::kN, kVector, B> next_b;
   Path sums[Tile::kThreadM][Tile::kThreadN] = {};
   const auto fetch = [&](int64_t r) {
     const int indices = at_most(Tile::kR, last - r);
@@ -185,11 +185,11 @@ __global__ void __launch_bounds__(Tile::kThreads, 2)
   for (int i = 0; i < Tile::kThreadM; ++i) {
     const int m = place<Tile::kM, Tile::kThreadM, Tile::kVector>(thread_m, i);
 #pragma unroll
-    for (int j = 0; j < Tile::kThreadN; j += Sink::kVector) {
+    for (int j = 0; j < Tile::kThreadN; j += kVector) {
       const int n = place<Tile::kN, Tile::kThreadN, Tile::kVector>(thread_n, j);
-      Pack<Path, Sink::kVector> pack;
+      Pack<Path, kVector> pack;
 #pragma unroll
-      for (int v = 0; v < Sink::kVector; ++v) pack.at[v] = sums[i][j + v];
+      for (int v = 0; v < kVector; ++v) pack.at[v] = sums[i][j + v];
       if (m < rows_a && n < rows_b) sink.write(split, m0 + m, n0 + n, pack);
     }
   }
@@ -200,16 +200,16 @@ constexpr int kAddThreads = 256;
 // sink(m, n) = Σ_split planes[split, m, n], in the order of the splits; a thread adds kVector of the results.
 // Shared memory: none. Bound: bandwidth; the planes once (a few MiB, mostly in L2), and what the sink moves.
 
-template <class Path, class Sink>
+template <int kVector, class Path, class Sink>
 __global__ void __launch_bounds__(kAddThreads) add_planes(const Path* __restrict__ planes,  // [splits, M, N]
                                                           Sink sink, int64_t M, int64_t N, int64_t splits) {
-  const int64_t at = (static_cast<int64_t>(blockIdx.x) * kAddThreads + threadIdx.x) * Sink::kVector;
+  const int64_t at = (static_cast<int64_t>(blockIdx.x) * kAddThreads + threadIdx.x) * kVector;
   if (at >= M * N) return;
-  Pack<Path, Sink::kVector> sum = {};
+  Pack<Path, kVector> sum = {};
   for (int64_t split = 0; split < splits; ++split) {
-    const auto plane = load<Sink::kVector>(planes + split * M * N + at);
+    const auto plane = load<kVector>(planes + split * M * N + at);
 #pragma unroll
-    for (int i = 0; i < Sink::kVector; ++i) sum.at[i] += plane.at[i];
+    for (int i = 0; i < kVector; ++i) sum.at[i] += plane.at[i];
   }
   sink.write(0, at / N, at % N, sum);
 }
@@ -257,47 +257,50 @@ int64_t product_scratch_bytes(int64_t M, int64_t N, int64_t R) {
   return count == 1 ? 0 : count * M * N * static_cast<int64_t>(sizeof(Path));
 }
 
-// An operand: its source, which of its indices is contiguous, and how many elements an access of it takes.
-template <Contiguous kAlong_, int kVector_, class Source_>
+// An operand: its source, and which of its indices is contiguous.
+template <Contiguous kAlong_, class Source>
 struct Operand {
   static constexpr Contiguous kAlong = kAlong_;
-  static constexpr int kVector = kVector_;
-  using Source = Source_;
   Source source;
 };
 
-template <class Tile, class A, class B, class Sink>
-void launch_product(const A& a, const B& b, const Sink& sink, int64_t M, int64_t N, int64_t R,
-                    const Splits& splits, void* stream) {
-  launch(tiled_product<Tile, A, B, Sink>, splits.count * tiles<Tile>(M, N), Tile::kThreads, stream, a, b,
-         sink, M, N, R, splits.span);
-}
-
 // Queues sink(m, n) = Σ_splits planes[split, m, n].
-template <class Path, class Sink>
+template <int kVector, class Path, class Sink>
 void launch_add_planes(const Path* planes, const Sink& sink, int64_t M, int64_t N, const Splits& splits,
                        void* stream) {
-  launch(add_planes<Path, Sink>, divide_up(M * N, kAddThreads * Sink::kVector), kAddThreads, stream, planes,
-         sink, M, N, splits.count);
+  launch(add_planes<kVector, Path, Sink>, divide_up(M * N, kAddThreads * kVector), kAddThreads, stream,
+         planes, sink, M, N, splits.count);
 }
 
-// Queues sink(m, n) = Σ_r A(m, r) B(n, r).
-template <class Cut, class Path, class A, class B, class Sink>
-void product(const A& a, const B& b, const Sink& sink, int64_t M, int64_t N, int64_t R, void* scratch,
-             void* stream) {
+// A call's sizes and where it is queued. Every array is accessed kVector elements at a time.
+template <class Cut, class Path, int kVector>
+struct Product {
   using Small = typename Cut::template Small<Path>;
-  using Large = typename Cut::template Large<Path>;
-  constexpr bool kVectors = B::kVector > 1;  // large tiles are for arrays that are read in vectors
-  const Splits splits = product_splits<Cut, Path>(M, N, R);
-  if (splits.count > 1) {
-    const Planes<Path, Sink::kVector> planes{static_cast<Path*>(scratch), M, N};
-    launch_product<Small>(a, b, planes, M, N, R, splits, stream);
-    launch_add_planes<Path>(planes.data, sink, M, N, splits, stream);
-  } else if (kVectors && tiles<Large>(M, N) >= Cut::kBlocks) {
-    launch_product<std::conditional_t<kVectors, Large, Small>>(a, b, sink, M, N, R, splits, stream);
-  } else {
-    launch_product<Small>(a, b, sink, M, N, R, splits, stream);
+  using Large = std::conditional_t<kVector == 1, Small, typename Cut::template Large<Path>>;
+  int64_t M, N, R;
+  void *scratch, *stream;
+
+  // Queues sink(m, n) = Σ_r A(m, r) B(n, r).
+  template <class A, class B, class Sink>
+  void queue(const A& a, const B& b, const Sink& sink) const {
+    const Splits splits = product_splits<Cut, Path>(M, N, R);
+    if (splits.count > 1) {
+      const Planes<Path> planes{static_cast<Path*>(scratch), M, N};
+      queue_tiles<Small>(a, b, planes, splits);
+      launch_add_planes<kVector>(static_cast<const Path*>(planes.data), sink, M, N, splits, stream);
+    } else if (tiles<Large>(M, N) >= Cut::kBlocks) {
+      queue_tiles<Large>(a, b, sink, splits);
+    } else {
+      queue_tiles<Small>(a, b, sink, splits);
+    }
   }
-}
+
+ private:
+  template <class Tile, class A, class B, class Sink>
+  void queue_tiles(const A& a, const B& b, const Sink& sink, const Splits& splits) const {
+    launch(tiled_product<Tile, kVector, A, B, Sink>, splits.count * tiles<Tile>(M, N), Tile::kThreads, stream,
+           a, b, sink, M, N, R, splits.span);
+  }
+};
 
 }  // namespace px::cuda

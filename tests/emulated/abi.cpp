@@ -1,0 +1,84 @@
+// The launchers of squared_linear as C functions on host memory, for ctypes (kernels.py). They return null,
+// or what went wrong. The file that nvcc compiles is compiled here for the CPU.
+#include <cstdlib>
+#include <exception>
+#include <memory>
+#include <string>
+
+#include "cuda/squared_linear.cu"
+#include "small_cut.h"
+
+namespace {
+
+using px::Dtype;
+using px::cuda::SmallCut;
+
+template <class Action>
+const char* guarded(const char* order, Action action) {
+  thread_local std::string message;
+  try {
+    emulated::schedule.order = emulated::order_named(order);
+    action();
+    return nullptr;
+  } catch (const std::exception& error) {
+    message = error.what();
+    return message.c_str();
+  }
+}
+
+// As the binding allocates it; filled with NaN, because its contents are arbitrary.
+std::unique_ptr<void, decltype(&std::free)> scratch_of(std::size_t bytes) {
+  void* memory = nullptr;
+  if (posix_memalign(&memory, 256, bytes ? bytes : 1) != 0) throw std::bad_alloc();
+  std::memset(memory, 0xff, bytes);
+  return {memory, &std::free};
+}
+
+}  // namespace
+
+extern "C" {
+
+const char* emulated_squared_linear(const void* x, const void* weight, const uint8_t* mask, void* y,
+                                    int64_t T, int64_t O, int64_t K, int dtype, bool small,
+                                    const char* order) {
+  return guarded(order, [=] {
+    const auto type = static_cast<Dtype>(dtype);
+    if (small) {
+      const auto scratch = scratch_of(px::cuda::forward_scratch_bytes<SmallCut>(T, O, K, type));
+      px::cuda::forward<SmallCut>(x, weight, mask, y, scratch.get(), T, O, K, type, nullptr);
+    } else {
+      const auto scratch = scratch_of(px::cuda::squared_linear_scratch_bytes(T, O, K, type));
+      px::cuda::squared_linear(x, weight, mask, y, scratch.get(), T, O, K, type, nullptr);
+    }
+  });
+}
+
+const char* emulated_squared_linear_backward(const void* dy, const void* x, const void* weight,
+                                             const uint8_t* mask, void* dx, void* saliency, int64_t T,
+                                             int64_t O, int64_t K, int dtype, bool small, const char* order) {
+  return guarded(order, [=] {
+    const auto type = static_cast<Dtype>(dtype);
+    if (small) {
+      const auto scratch = scratch_of(px::cuda::backward_scratch_bytes<SmallCut>(T, O, K, type, dx));
+      px::cuda::backward<SmallCut>(dy, x, weight, mask, dx, saliency, scratch.get(), T, O, K, type, nullptr);
+    } else {
+      const auto scratch = scratch_of(px::cuda::squared_linear_backward_scratch_bytes(T, O, K, type, dx));
+      px::cuda::squared_linear_backward(dy, x, weight, mask, dx, saliency, scratch.get(), T, O, K, type,
+                                        nullptr);
+    }
+  });
+}
+
+int64_t emulated_scratch_bytes(int64_t T, int64_t O, int64_t K, int dtype) {
+  return static_cast<int64_t>(px::cuda::squared_linear_scratch_bytes(T, O, K, static_cast<Dtype>(dtype)));
+}
+
+int64_t emulated_backward_scratch_bytes(int64_t T, int64_t O, int64_t K, int dtype, bool with_dx) {
+  return static_cast<int64_t>(
+      px::cuda::squared_linear_backward_scratch_bytes(T, O, K, static_cast<Dtype>(dtype), with_dx));
+}
+
+float emulated_bf16(uint16_t bits) { return __bfloat162float({bits}); }
+float emulated_f16(uint16_t bits) { return __half2float({bits}); }
+
+}  // extern "C"

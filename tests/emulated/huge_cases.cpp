@@ -1,0 +1,66 @@
+// squared_linear on arrays of more than 2^31 elements, in memory that is reserved but not there until it is
+// touched. Of every launch the last block runs alone: it works at the largest offsets.
+//   huge_cases
+#include <sys/mman.h>
+
+#include <cstdio>
+#include <cstdlib>
+
+#include "small_cut.h"
+
+namespace {
+
+// Many splits, so that a block has little to add up.
+struct HugeCut : px::cuda::SmallCut {
+  static constexpr int64_t kBlocks = 1 << 12, kRowBlocks = 1 << 16;
+};
+
+bool failed = false;
+
+template <class T>
+T* reserve(int64_t count) {
+  void* const p = mmap(nullptr, static_cast<size_t>(count) * sizeof(T), PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (p == MAP_FAILED) {
+    std::printf("UNAVAILABLE cannot reserve %lld elements\n", static_cast<long long>(count));
+    std::exit(2);
+  }
+  return static_cast<T*>(p);
+}
+
+void expect(const char* what, int64_t T, float got, float expected) {
+  if (got == expected) return;
+  std::printf("WRONG %s T=%lld: expected %g, got %g\n", what, static_cast<long long>(T), expected, got);
+  failed = true;
+}
+
+// All zeros but the last weight of the last output and what meets it: y = 3 · 2², dx = 5 · 2², saliency = 15
+// · 2².
+void run(int64_t T, int64_t O, int64_t K) {
+  using Call = px::cuda::SquaredLinear<HugeCut, float>;
+  float *x = reserve<float>(T * K), *dy = reserve<float>(T * O), *y = reserve<float>(T * O),
+        *dx = reserve<float>(T * K);
+  float *weight = reserve<float>(O * K), *saliency = reserve<float>(O * K);
+  uint8_t* const mask = reserve<uint8_t>(O * K);
+  void* const scratch =
+      reserve<char>(1 + Call::forward_scratch_bytes(T, O, K) + Call::backward_scratch_bytes(T, O, K, true));
+  const int64_t last = O * K - 1;
+  x[T * K - 1] = 3, dy[T * O - 1] = 5, weight[last] = 2, mask[last] = 1;
+  const Call call{weight, mask, T, O, K, scratch, nullptr};
+  call.forward(x, y);
+  expect("y", T, y[T * O - 1], 12);
+  call.backward(dy, x, dx, saliency);
+  expect("dx", T, dx[T * K - 1], 20);
+  expect("saliency", T, saliency[last], 60);
+}
+
+}  // namespace
+
+int main() {
+  emulated::schedule.last_block_only = true;
+  run(1, (int64_t{1} << 31) / 64 + 1, 64);   // few tokens: the weight
+  run(9, (int64_t{1} << 31) / 64 + 4, 64);   // tiles: the weight
+  run((int64_t{1} << 31) / 64 + 1, 64, 64);  // tiles: the path sums
+  if (!failed) std::printf("PASSED\n");
+  return failed;
+}
