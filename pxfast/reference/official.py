@@ -182,7 +182,7 @@ def _with_masks(
     return model
 
 
-def _prunable(model: nn.Module) -> list[tuple[str, nn.Module]]:
+def _prunable(model: nn.Module) -> list[tuple[str, Any]]:
     """Return the linear and convolution layers by the names of their weights."""
     return [
         (f"{name}.weight" if name else "weight", module)

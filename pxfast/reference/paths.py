@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pxfast.reference.units import Index, Units, Weight, unroll
+from pxfast.reference.units import Index, Unit, Units, Weight, unroll
 
 
 @dataclass
@@ -150,6 +150,7 @@ def _walk(outputs: Units) -> list[Path]:
     paths = []
     ones = torch.ones_like(next(iter(outputs.values())).value)
     for end, output in outputs.items():
+        todo: list[tuple[Unit, tuple[Weight, ...], float, Tensor, float]]
         todo = [(output, (), 1.0, ones, 1.0)]
         while todo:
             unit, weights, v, a, c = todo.pop()

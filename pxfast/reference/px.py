@@ -77,15 +77,15 @@ def evaluate(
     if criterion == "px":
         s = _activation(traced, batches)
         kernel = _kernel(traced, batches[0].shape[1:])
-        g = kernel.output[0]
+        g = kernel.sums[0]
         terms = Terms.of(kernel, (s * g).sum(), _side_rows(kernel))
     elif criterion == "px-joint":
         s, g, parts = torch.zeros((), dtype=torch.float64), None, []
         for x in batches:
             joint = Auxiliary(traced, gated=True, weighted=True, real=Real.of(traced, x))
             joint.run(x**2)
-            s = s + joint.output.detach().sum(0)
-            parts.append(Terms.of(joint, joint.output.sum(), _side_rows(joint)))
+            s = s + joint.sums.detach().sum(0)
+            parts.append(Terms.of(joint, joint.sums.sum(), _side_rows(joint)))
         terms = functools.reduce(operator.add, parts)
     else:
         raise ValueError(f"criterion must be 'px' or 'px-joint', got {criterion!r}")
@@ -111,7 +111,7 @@ def path_kernel(
     batchnorm: str = "running",
 ) -> Tensor:
     """Return g_k, [K] float64, for inputs of shape [N, *input_shape]."""
-    return _kernel(Traced.of(model, masks, batchnorm), input_shape).output[0].detach()
+    return _kernel(Traced.of(model, masks, batchnorm), input_shape).sums[0].detach()
 
 
 def ntk_trace_bound(
@@ -124,7 +124,7 @@ def ntk_trace_bound(
     traced = Traced.of(model, masks, batchnorm)
     batches = _batches(data)
     kernel = _kernel(traced, batches[0].shape[1:])
-    R = (_activation(traced, batches) * kernel.output[0]).sum()
+    R = (_activation(traced, batches) * kernel.sums[0]).sum()
     names = list(kernel.squares)
     gradients = torch.autograd.grad(
         R, [kernel.squares[name] for name in names], allow_unused=True, materialize_grads=True
@@ -149,7 +149,7 @@ def _activation(traced: Traced, batches: list[Tensor]) -> Tensor:
     for x in batches:
         h = Auxiliary(traced, gated=True, weighted=False, real=Real.of(traced, x))
         h.run(x**2)
-        s = s + h.output.sum(0)
+        s = s + h.sums.sum(0)
     return s
 
 
@@ -223,7 +223,7 @@ class Terms:
         for terms, L, mass in zip(self.side, self.opening, self.masses, strict=True):
             for name, term in terms.items():
                 scores[name] = scores.get(name, 0.0) + term * (mass / L if L else 0.0)
-        return {name: scores[name] / self.total for name in order if name in scores}
+        return {name: scores[name] / self.total for name in sorted(scores, key=order.index)}
 
 
 def _terms(
@@ -242,7 +242,7 @@ def _side_rows(net: Auxiliary) -> dict[str, Tensor]:
     structure.run(torch.ones(1, *net.input_shape, dtype=torch.float64))
     leaves = structure.squares
     gradients = torch.autograd.grad(
-        structure.output.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True
+        structure.sums.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True
     )
     rows = {}
     for (name, leaf), dy in zip(leaves.items(), gradients, strict=True):

@@ -7,11 +7,11 @@ import itertools
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.node import map_aggregate
+from torch.fx.node import map_aggregate, map_arg
 from torch.nn.utils import parametrize, prune
 
 from pxfast.reference.px_rules import (
@@ -22,6 +22,7 @@ from pxfast.reference.px_rules import (
     PLAIN,
     RULES,
     SIZES,
+    Call,
     activation,
     as_it_is,
     divide,
@@ -29,6 +30,9 @@ from pxfast.reference.px_rules import (
     linear,
     multiply,
 )
+
+Node: TypeAlias = Any  # fx.Node, whose arguments are declared as a union of everything
+Layer: TypeAlias = Any  # nn.Module, whose attributes are declared as Tensor | Module
 
 
 @dataclass
@@ -39,7 +43,7 @@ class Traced:
     masks: dict[str, Tensor]  # 0/1 in float64, by the weight's name
     names: dict[int, str]  # the name of a parameter, by its id (tied ones: the first)
     order: list[str]  # the model's parameter names
-    kinds: dict[fx.Node, str] = field(default_factory=dict)
+    kinds: dict[Node, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: nn.Module, masks: Mapping[str, Tensor] | None, batchnorm: str) -> Traced:
@@ -83,20 +87,21 @@ class Traced:
             else:
                 self.kinds[node] = GATE
 
-    def key(self, node: fx.Node) -> Any:
+    def key(self, node: Node) -> Any:
         """Return the entry of RULES that `node` falls under: a module type, function or name."""
         if node.op != "call_module":
             return node.target
         types = type(self.module.get_submodule(node.target)).__mro__
         return next((kind for kind in types if kind in RULES), types[0])
 
-    def weight(self, node: fx.Node) -> tuple[str, Tensor | None, Tensor]:
+    def weight(self, node: Node) -> tuple[str, Any, Tensor]:
         """Return the name, θ (None where the graph derives it from a parameter) and mask of `node`.
 
         A derived weight is named after its parameter. A 0/1 tensor that multiplies it is a mask.
         """
         if node.op == "call_module":
-            theta = self.module.get_submodule(node.target).weight
+            layer: Layer = self.module.get_submodule(node.target)
+            theta: Any = layer.weight
             name = self.names[id(theta)]
             return name, theta, self.masks.get(name, torch.ones_like(theta))
         source = node.args[1] if len(node.args) > 1 else node.kwargs["weight"]
@@ -110,11 +115,11 @@ class Traced:
         theta = parameter if source.op == "get_attr" else None
         return name, theta, self.masks.get(name, torch.ones_like(parameter)) * mask
 
-    def attribute(self, node: fx.Node) -> Tensor:
+    def attribute(self, node: Node) -> Tensor:
         """Return the tensor that a get_attr node reads."""
         return operator.attrgetter(node.target)(self.module)
 
-    def _origin(self, node: fx.Node) -> Tensor:
+    def _origin(self, node: Node) -> Tensor:
         """Return the parameter with the most entries that a weight is computed from."""
         sources = [n for n in (node, *_ancestors(node)) if n.op == "get_attr"]
         found = [p for p in map(self.attribute, sources) if id(p) in self.names]
@@ -130,7 +135,7 @@ def _copy(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(t): t.detach().clone() for t in computed})
 
 
-def _unwrap_masks(model: nn.Module) -> dict[str, Tensor]:
+def _unwrap_masks(model: Layer) -> dict[str, Tensor]:
     """Make pruned and parametrised weights of `model` plain again and return their masks."""
     masks = {}
     for prefix, module in list(model.named_modules()):
@@ -149,7 +154,7 @@ def _unwrap_masks(model: nn.Module) -> dict[str, Tensor]:
     return masks
 
 
-def _parametrised_mask(parametrisation: nn.Module) -> Tensor | None:
+def _parametrised_mask(parametrisation: Layer) -> Tensor | None:
     """Return the mask that a parametrisation multiplies with, if that is all it does."""
     if not hasattr(parametrisation, "original"):
         return None
@@ -174,9 +179,9 @@ def _plain_name(name: str) -> str:
     return (head + rest.split(".")[0]) if rest else name.removesuffix("_orig")
 
 
-def _ancestors(node: fx.Node) -> set[fx.Node]:
+def _ancestors(node: Node) -> set[Node]:
     """Return every node that `node` is computed from."""
-    found: set[fx.Node] = set()
+    found: set[Node] = set()
     todo = list(node.all_input_nodes)
     while todo:
         if (parent := todo.pop()) not in found:
@@ -189,11 +194,10 @@ class Real(fx.Interpreter):
     """The real, masked network; records what every operation received and what it returned."""
 
     def __init__(self, traced: Traced) -> None:
-        """Takes the traced model."""
         super().__init__(traced.module)
         self.traced = traced
-        self.received: dict[fx.Node, tuple[Any, ...]] = {}
-        self.returned: dict[fx.Node, Any] = {}
+        self.received: dict[Node, tuple[Any, ...]] = {}
+        self.returned: dict[Node, Any] = {}
 
     @classmethod
     def of(cls, traced: Traced, x: Tensor) -> Real:
@@ -203,7 +207,7 @@ class Real(fx.Interpreter):
             real.run(x)
         return real
 
-    def run_node(self, n: fx.Node) -> Any:
+    def run_node(self, n: Node) -> Any:
         """Run `n`, its weight masked; copies are recorded, for operations in place."""
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         self.received[n] = map_aggregate(args, _clone)
@@ -233,18 +237,8 @@ def _double(value: Any) -> Any:
     return value.double() if floating else value
 
 
-@dataclass
-class _Call:
-    node: fx.Node
-    function: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    real: tuple[Any, ...]
-    kinds: tuple[Any, ...]
-
-
 class Auxiliary(fx.Interpreter):
-    """One of the networks h, g and joint; `output` is its output [N, K] after a run."""
+    """One of the networks h, g and joint; its run leaves the path sums of its output in `sums`."""
 
     def __init__(
         self,
@@ -260,13 +254,14 @@ class Auxiliary(fx.Interpreter):
         With `structure`, every θ and M is 1: what comes out is which path exists.
         """
         super().__init__(traced.module, garbage_collect_values=False)
-        self.traced, self.real = traced, real
+        self.traced, self.real = traced, real or Real(traced)
+        self.sums = torch.empty(0, 0)  # [N, K]
         self.gated, self.weighted, self.structure = gated, weighted, structure
         self.squares: dict[str, Tensor] = {}  # θ²·M, the leaves that are differentiated
         self.masks: dict[str, Tensor] = {}
         self.products: list[tuple[Tensor, Tensor]] = []  # gated output, Σ of what opens the gate
 
-    def run_node(self, n: fx.Node) -> Any:
+    def run_node(self, n: Node) -> Any:
         """Replace the operation by its rule, where a path goes through it."""
         kind = self.traced.kinds[n]
         if n.op == "placeholder" and kind == PATH:
@@ -274,8 +269,8 @@ class Auxiliary(fx.Interpreter):
             self.input_shape = result.shape[1:]
             return result
         if n.op == "output":
-            self.output = self._flatten_output(n)
-            return self.output
+            self.sums = self._flatten_output(n)
+            return self.sums
         if kind == GATE and n.op != "placeholder":
             return self.real.returned[n] if self.gated else None
         if kind == PLAIN or n.op == "placeholder":
@@ -293,7 +288,7 @@ class Auxiliary(fx.Interpreter):
             self.products.append((result, self._opening(n.args[self.gate_of(call)])))
         return result
 
-    def _call(self, n: fx.Node) -> _Call:
+    def _call(self, n: Node) -> Call:
         """Gather what a rule may look at."""
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         function = self.fetch_attr(n.target) if n.op == "call_module" else n.target
@@ -309,9 +304,11 @@ class Auxiliary(fx.Interpreter):
             return self.traced.kinds[arg] if isinstance(arg, fx.Node) else PLAIN
 
         real = self.real.received[n] if self.gated else ()
-        return _Call(n, function, args, kwargs, real, tuple(kind(arg) for arg in n.args))
+        module = function if n.op == "call_module" else None
+        kinds = tuple(kind(arg) for arg in n.args)
+        return Call(n, function, module, args, kwargs, real, kinds)
 
-    def weight(self, call: _Call) -> Tensor:
+    def weight(self, call: Call) -> Tensor:
         """Return the mask M (h), or θ²·M as a leaf (g, joint) of the weight this call applies."""
         name, theta, mask = self.traced.weight(call.node)
         self.masks[name] = mask
@@ -324,7 +321,7 @@ class Auxiliary(fx.Interpreter):
             self.squares[name] = square.detach().clone().requires_grad_()
         return self.squares[name]
 
-    def gate_of(self, call: _Call) -> int:
+    def gate_of(self, call: Call) -> int:
         """Return which of two factors is the gate: 0 or 1.
 
         The one computed from the other; else the bounded one; else the only one that came out of
@@ -343,7 +340,7 @@ class Auxiliary(fx.Interpreter):
             return 0 if keys[1] is None else 1
         raise TypeError(f"reference.px: cannot tell which factor of {call.node.name!r} is the gate")
 
-    def _activation_before(self, node: fx.Node) -> fx.Node | None:
+    def _activation_before(self, node: Node) -> Node | None:
         """Return the activation that `node` came out of, if only reshaped and scaled since."""
         while RULES.get(self.traced.key(node)) in (as_it_is, identity, multiply, divide):
             paths = [n for n in node.all_input_nodes if self.traced.kinds[n] == PATH]
@@ -352,25 +349,25 @@ class Auxiliary(fx.Interpreter):
             node = paths[0]
         return node if RULES.get(self.traced.key(node)) is activation else None
 
-    def _opening(self, gate: fx.Node) -> Tensor:
+    def _opening(self, gate: Node) -> Tensor:
         """Return L: the sum of the path sums at the input of the gate's activation."""
         opened = self._activation_before(gate)
         return self.env[gate if opened is None else opened.args[0]].sum()
 
-    def _flatten_output(self, n: fx.Node) -> Tensor:
+    def _flatten_output(self, n: Node) -> Tensor:
         """Concatenate all outputs per sample; of a mapping with "logits", those alone."""
         (structure,) = n.args
         if isinstance(structure, Mapping) and "logits" in structure:
             structure = structure["logits"]
-        outputs: list[fx.Node] = []
-        fx.node.map_arg(structure, outputs.append)
+        outputs: list[Node] = []
+        map_arg(structure, outputs.append)
         paths = [self.env[node].flatten(1) for node in outputs if self.traced.kinds[node] == PATH]
         if not paths:
             raise ValueError("reference.px: the output does not depend on the input")
         return torch.cat(paths, 1)
 
 
-def _in_place(n: fx.Node, function: Any) -> bool:
+def _in_place(n: Node, function: Any) -> bool:
     """Whether the operation also overwrites its first argument."""
     inplace = getattr(function, "inplace", False) or n.kwargs.get("inplace", False)
     name = n.target if isinstance(n.target, str) else getattr(n.target, "__name__", "")
@@ -378,7 +375,7 @@ def _in_place(n: fx.Node, function: Any) -> bool:
     return inplace or named or n.target in (operator.iadd, operator.isub, operator.imul)
 
 
-def _no_rule(n: fx.Node, key: Any) -> str:
+def _no_rule(n: Node, key: Any) -> str:
     stack = n.meta.get("nn_module_stack", {})
     where = list(stack)[-1] if stack else "the model"
     return (

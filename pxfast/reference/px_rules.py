@@ -15,24 +15,27 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 PATH, GATE, PLAIN = "path", "gate", "plain"  # what a node carries: see `kind_of`
 
 
-class Call(Protocol):
+@dataclass
+class Call:
     """An operation of the traced network, as an auxiliary network meets it."""
 
-    node: fx.Node
-    function: Callable[..., Any]  # the operation itself: a module, a function, a method
+    node: Any  # the fx.Node
+    function: Any  # the operation itself: a module, a function, a method
+    module: Any  # the same if it is a module, else None
     args: tuple[Any, ...]  # path sums where the real network has activations
     kwargs: dict[str, Any]
     real: tuple[Any, ...]  # the real network's positional arguments (gated networks only)
-    kinds: tuple[str, ...]  # PATH, GATE or PLAIN for each positional argument
+    kinds: tuple[Any, ...]  # PATH, GATE or PLAIN for each positional argument
 
 
 class Network(Protocol):
@@ -43,9 +46,11 @@ class Network(Protocol):
 
     def weight(self, call: Call) -> Tensor:
         """Return θ²·M or the mask M of the weight that this call applies."""
+        ...
 
     def gate_of(self, call: Call) -> int:
         """Return which of two path factors is the gate, 0 or 1."""
+        ...
 
 
 Rule = Callable[[Network, Call], Any]
@@ -53,11 +58,11 @@ Rule = Callable[[Network, Call], Any]
 
 def linear(net: Network, call: Call) -> Tensor:
     """Weight → θ²·M or M, bias dropped; everything else of the layer as it is."""
-    if isinstance(call.function, nn.Module):
+    if (module := call.module) is not None:
         changed = {"weight": net.weight(call)}
-        if call.function.bias is not None:
-            changed["bias"] = torch.zeros_like(call.function.bias)
-        return torch.func.functional_call(call.function, changed, call.args, call.kwargs)
+        if module.bias is not None:
+            changed["bias"] = torch.zeros_like(module.bias)
+        return torch.func.functional_call(module, changed, call.args, call.kwargs)
     path, rest = call.args[0], call.args[3:]
     named = {key: value for key, value in call.kwargs.items() if key not in ("weight", "bias")}
     return call.function(path, net.weight(call), None, *rest, **named)
@@ -85,10 +90,10 @@ def activation(net: Network, call: Call) -> Tensor:
 
 
 def normalised(
-    net: Network, path: Tensor, variance: Tensor, gamma: Tensor | None, eps: float
+    net: Network, path: Tensor, variance: Tensor | None, gamma: Tensor | None, eps: float
 ) -> Tensor:
     """× 1/(σ²+ε) where σ² comes from the data, × γ² where the weights count."""
-    if net.gated:
+    if net.gated and variance is not None:
         path = path / (variance + eps)
     return path * gamma**2 if net.weighted and gamma is not None else path
 
@@ -100,8 +105,7 @@ def per_channel(vector: Tensor | None, like: Tensor) -> Tensor | None:
 
 def batch_norm(net: Network, call: Call) -> Tensor:
     """Running statistics: × γ²/(σ²+ε) in g. Without: × 1/(σ²_batch+ε) in h, × γ² in g."""
-    if isinstance(call.function, nn.Module):
-        module = call.function
+    if (module := call.module) is not None:
         path, running, gamma, eps = call.args[0], module.running_var, module.weight, module.eps
         from_data = running is None
     else:
@@ -124,8 +128,7 @@ _BATCH_NORM = ("input", "running_mean", "running_var", "weight", "bias", "traini
 
 def layer_norm(net: Network, call: Call) -> Tensor:
     """× 1/(σ²+ε) of the sample's last dimensions in h, × γ² in g; centring dropped."""
-    if isinstance(call.function, nn.Module):
-        module = call.function
+    if (module := call.module) is not None:
         path, shape, gamma, eps = call.args[0], module.normalized_shape, module.weight, module.eps
     else:
         names = ("input", "normalized_shape", "weight", "bias", "eps")
@@ -139,7 +142,7 @@ def layer_norm(net: Network, call: Call) -> Tensor:
 
 def group_norm(net: Network, call: Call) -> Tensor:
     """× 1/(σ²+ε) of the sample's group in h, × γ² in g. InstanceNorm: a group is a channel."""
-    module, (path,) = call.function, call.args
+    module, (path,) = call.module, call.args
     if getattr(module, "running_var", None) is not None:
         return batch_norm(net, call)
     variance = None
@@ -164,7 +167,7 @@ def separable(operation: Callable[[Tensor], Tensor], path: Tensor) -> Tensor:
         response = operation(basis.expand(size, 1, *spatial).contiguous())
         for e in range(path.dim() - 1, 0, -1):
             response = response if e == d else response.select(e, 0)
-        path = torch.tensordot(path, response.abs(), dims=([d], [0])).movedim(-1, d)
+        path = (path.movedim(d, -1) @ response.abs()).movedim(-1, d)
     return path
 
 
@@ -173,10 +176,10 @@ def max_pool(net: Network, call: Call) -> Tensor:
     path, *rest = call.args
     if not net.gated:
         return separable(lambda x: call.function(x, *rest, **call.kwargs), path)
-    if isinstance(call.function, nn.Module):
-        call.function.return_indices = True
-        _, picked = call.function(call.real[0])
-        call.function.return_indices = False
+    if (module := call.module) is not None:
+        module.return_indices = True
+        _, picked = module(call.real[0])
+        module.return_indices = False
     else:
         _, picked = call.function(call.real[0], *rest, **call.kwargs | {"return_indices": True})
     return path.flatten(2).gather(2, picked.flatten(2)).view_as(picked)
@@ -184,7 +187,7 @@ def max_pool(net: Network, call: Call) -> Tensor:
 
 def interpolate(net: Network, call: Call) -> Tensor:
     """As it is, with absolute coefficients (only the bicubic ones can be negative)."""
-    mode = call.kwargs.get("mode", getattr(call.function, "mode", "nearest"))
+    mode = call.kwargs.get("mode", getattr(call.module, "mode", "nearest"))
     path, *rest = call.args
     if mode == "bicubic":
         return separable(lambda x: call.function(x, *rest, **call.kwargs), path)
@@ -193,8 +196,8 @@ def interpolate(net: Network, call: Call) -> Tensor:
 
 def pad(net: Network, call: Call) -> Tensor:
     """As it is; a constant that is padded starts no path."""
-    if isinstance(call.function, nn.Module):
-        return F.pad(call.args[0], call.function.padding)
+    if call.module is not None:
+        return F.pad(call.args[0], call.module.padding)
     path, sizes, *rest = call.args
     mode = call.kwargs.get("mode", rest[0] if rest else "constant")
     return call.function(path, sizes, mode)

@@ -12,11 +12,13 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 Index = tuple[int, ...]
+Layer: TypeAlias = Any  # nn.Module, whose attributes are declared as Tensor | Module
 Weight = tuple[str, Index]  # the name of a parameter and the place in it
 
 
@@ -87,7 +89,7 @@ class _Reader:
     masks: Mapping[str, Tensor]
     batchnorm: str
 
-    def read(self, module: nn.Module, name: str, units: Units) -> Units:
+    def read(self, module: Layer, name: str, units: Units) -> Units:
         """Append the units of `module`, called `name`, to the network that ends in `units`."""
         for kind, layer in _LAYERS.items():
             if isinstance(module, kind):
@@ -143,12 +145,12 @@ def _flatten(reader: _Reader, module: nn.Flatten, name: str, units: Units) -> Un
     return {(place,): units[index] for place, index in enumerate(_places(_shape(units)))}
 
 
-def _identity(reader: _Reader, module: nn.Module, name: str, units: Units) -> Units:
+def _identity(reader: _Reader, module: Layer, name: str, units: Units) -> Units:
     return units
 
 
 def _weighted_sum(
-    reader: _Reader, module: nn.Module, name: str, output: int, terms: list[tuple[Unit, Index]]
+    reader: _Reader, module: Layer, name: str, output: int, terms: list[tuple[Unit, Index]]
 ) -> Unit:
     """Return the unit Σ θ·source + bias over `terms` (source, place of θ in the weight)."""
     bias = 0.0 if module.bias is None else float(module.bias[output])
@@ -195,7 +197,7 @@ def _conv(
     return result
 
 
-def _activation(reader: _Reader, module: nn.Module, name: str, units: Units) -> Units:
+def _activation(reader: _Reader, module: Layer, name: str, units: Units) -> Units:
     """Negative inputs are scaled by the slope (0 for ReLU), positive ones pass."""
     result = {}
     for index, unit in units.items():
@@ -208,7 +210,7 @@ def _activation(reader: _Reader, module: nn.Module, name: str, units: Units) -> 
     return result
 
 
-def _batch_norm(reader: _Reader, module: nn.Module, name: str, units: Units) -> Units:
+def _batch_norm(reader: _Reader, module: Layer, name: str, units: Units) -> Units:
     result = {}
     for index, unit in units.items():
         channel = index[0]
@@ -235,10 +237,10 @@ def _windows(units: Units, ranges: list[list[range]]) -> dict[Index, list[Unit]]
     return result
 
 
-def _pool_ranges(module: nn.Module, sizes: Index) -> list[list[range]]:
+def _pool_ranges(module: Layer, sizes: Index) -> list[list[range]]:
     """Return the places of every window along every dimension, those in the padding included."""
 
-    def each(argument: int | Index) -> Index:
+    def each(argument: Any) -> Index:
         return (argument,) * len(sizes) if isinstance(argument, int) else tuple(argument)
 
     if isinstance(module, nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d | nn.AdaptiveAvgPool3d):
@@ -255,7 +257,7 @@ def _pool_ranges(module: nn.Module, sizes: Index) -> list[list[range]]:
     ]  # fmt: skip
 
 
-def _max_pool(reader: _Reader, module: nn.Module, name: str, units: Units) -> Units:
+def _max_pool(reader: _Reader, module: Layer, name: str, units: Units) -> Units:
     result = {}
     for index, window in _windows(units, _pool_ranges(module, _shape(units)[1:])).items():
         values = torch.stack([unit.value for unit in window])  # [window, N]
@@ -265,7 +267,7 @@ def _max_pool(reader: _Reader, module: nn.Module, name: str, units: Units) -> Un
     return result
 
 
-def _average_pool(reader: _Reader, module: nn.Module, name: str, units: Units) -> Units:
+def _average_pool(reader: _Reader, module: Layer, name: str, units: Units) -> Units:
     ranges = _pool_ranges(module, _shape(units)[1:])
     result = {}
     for index, window in _windows(units, ranges).items():
