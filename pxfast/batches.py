@@ -6,12 +6,14 @@ batches. Inside a batch the inputs come first; labels are left out.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
+from tqdm import tqdm
 
 from pxfast.errors import DataError
 
@@ -132,3 +134,17 @@ def cannot_run(model: nn.Module, batch: Batch, number: int, error: Exception) ->
         f"{type(model).__name__} could not be scored on batch {number} (inputs of shape {shapes}): "
         f"{type(error).__name__}: {error}"
     )
+
+
+def peeked(stream: Iterator[Batch]) -> tuple[Batch, Iterator[Batch]]:
+    """The first batch, and all of them."""
+    first = next(stream)
+    return first, itertools.chain([first], stream)
+
+
+def progress_bar(data: Any, what: str, progress: bool | None) -> Any:
+    """The data under a progress bar, if it is a sequence of batches."""
+    if isinstance(data, (Tensor, tuple, Mapping, str, bytes)) or not hasattr(data, "__iter__"):
+        return data
+    quiet = None if progress is None else not progress  # None: quiet unless on a terminal
+    return tqdm(data, desc=what, unit="batch", leave=False, disable=quiet)
