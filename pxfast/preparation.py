@@ -53,6 +53,7 @@ def prepared(
 
 
 def refuse_scripted(model: nn.Module) -> None:
+    """Raise TypeError for a ScriptModule: its operations cannot be followed."""
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError(
             "model: a scripted or traced module cannot be scored, since its operations cannot "
