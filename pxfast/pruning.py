@@ -14,11 +14,12 @@ from tqdm import tqdm
 
 from pxfast.errors import DataError, MaskError, RangeError
 from pxfast.rng import RngState, preserved_rng
-from pxfast.scoring import score
-from pxfast.selection.budget import budgets, check_scope, keep_highest, resolve_density
+from pxfast.scoring import CRITERIA, score
 from pxfast.selection.checkpoint import Checkpoint, CheckpointFile
 from pxfast.selection.fingerprint import data_fingerprint, masks_fingerprint, model_fingerprint
 from pxfast.selection.masks import Masks, as_masks
+from pxfast.selection.patterns import Pattern, named
+from pxfast.selection.policy import Policy
 from pxfast.selection.schedule import densities
 from pxfast.selection.scores import Scores
 from pxfast.selection.weights import check_fit, own_masks
@@ -54,7 +55,8 @@ def prune(
     rounds: int = 100,
     schedule: str | Sequence[float] = "exponential",
     scope: str = "global",
-    pattern: None = None,
+    pattern: Pattern | str | None = None,
+    min_density: float | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     criterion: str | Criterion = "px",
     masks: Mapping[str, Tensor] | None = None,
@@ -84,7 +86,11 @@ def prune(
         schedule: "exponential" (the paper's), "linear", or a list of densities, one per round,
             which then sets the number of rounds.
         scope: "global": all weights compete; "layer": each layer keeps the same fraction.
-        pattern: None: single weights, without a pattern.
+        pattern: What is kept or removed as one: "2:4" or any N:M, "channels", "heads", an object
+            of `pxfast.patterns`, or None for single weights. The density is then that of the
+            groups; N:M sets it itself.
+        min_density: Fraction that every layer keeps at least (and at least one weight, or group),
+            against layer collapse. None: no such floor.
         checkpoint: File that is written after every round. If it exists, the run goes on from it,
             to the same bits as an uninterrupted run. If it cannot be written, a warning says so.
         criterion: "px", "px-joint", or an object with the method of `Criterion`.
@@ -104,13 +110,13 @@ def prune(
         ValueError: If an argument is out of its range.
         TypeError: If an argument is of the wrong type.
         DataError: If the data are a one-shot iterator, or cannot be fed to the model.
-        MaskError: If masks do not fit, or the density keeps no weight or more than are alive.
+        MaskError: If masks or the pattern do not fit, or the density keeps nothing, more than are
+            alive, or less than the floors.
         RangeError: If no path is left after a round.
         FileFormatError: If the checkpoint is damaged, or of another model, data or settings.
     """
-    target = resolve_density(density, sparsity)
-    check_scope(scope)
-    _check_pattern(pattern)
+    policy = Policy(scope, named(pattern).of(model), min_density)
+    target = policy.resolve(density, sparsity)
     _refuse_iterator(data)
     count = len(densities(schedule, target, rounds))
     file = None if checkpoint is None else CheckpointFile(checkpoint)
@@ -122,13 +128,14 @@ def prune(
         scorer=_scorer(model, data, criterion, options),
         data=data,
         targets=lambda start: densities(schedule, target, rounds, start),
-        scope=scope,
+        policy=policy,
         initial=_initial_masks(model, masks),
         file=file,
     )
     settings = {
-        "density": target, "schedule": schedule, "rounds": count, "scope": scope,
-        "criterion": criterion, **options, "masks": masks_fingerprint(loop.initial),
+        "density": target, "schedule": schedule, "rounds": count, **policy.provenance(),
+        "pattern": repr(policy.pattern), "criterion": criterion, **options,
+        "masks": masks_fingerprint(loop.initial),
     }  # fmt: skip
     del settings["max_memory"]  # a run may go on in less memory
     with preserved_rng(data):
@@ -162,7 +169,7 @@ class _Loop:
         scorer: Scores the model under the masks it is given.
         data: The data, for the generators that they hold.
         targets: The density after each round, from the density before the first.
-        scope: "global" or "layer".
+        policy: How scores become masks.
         initial: Masks before the first round, also of weights that are not prunable.
         file: Where every state is written, if anywhere.
     """
@@ -170,7 +177,7 @@ class _Loop:
     scorer: Callable[[Mapping[str, Tensor]], Scores]
     data: Any
     targets: Callable[[float], list[float]]
-    scope: str
+    policy: Policy
     initial: Mapping[str, Tensor]
     file: CheckpointFile | None
 
@@ -213,7 +220,7 @@ class _Loop:
             raise RangeError(
                 f"after round {state.round}, at density {_density(state.masks):.3%}, the network "
                 f"cannot be scored any more: {error}.{collapse} Ask for a higher density, prune in "
-                f"more rounds, use scope='layer', or leave layers out by exclude="
+                f"more rounds, use min_density= or scope='layer', or leave layers out by exclude="
             ) from error
         if state.masks and list(scores) != list(state.masks):
             changed = ", ".join(sorted(set(scores) ^ set(state.masks))) or "their order"
@@ -225,20 +232,20 @@ class _Loop:
     def select(self, state: Checkpoint, scores: Scores) -> Checkpoint:
         """Keeps the highest scores: the state after one more round."""
         start = {name: mask for name, mask in self.initial.items() if name in scores}
-        alive = state.masks or start
-        targets = self.targets(_density(start, scores))
+        selection = self.policy.over(scores, state.masks or start)
+        targets = self.targets(self.policy.over(scores, start).density)
         if state.round == 0:
-            for share in budgets(scores, targets[-1], self.scope, alive):
-                share.check()
-        shares = budgets(scores, targets[state.round], self.scope, alive)
+            selection.check(targets[-1])
+            _warn(selection.notes(), stacklevel=5)
         return replace(
             state,
             round=state.round + 1,
-            masks=keep_highest(scores, shares, alive),
+            masks=selection.masks(targets[state.round]),
             provenance={
                 **state.provenance,
                 **scores.provenance,
-                **{name: state.run[name] for name in ("density", "rounds", "schedule", "scope")},
+                **{name: state.run[name] for name in ("density", "rounds", "schedule")},
+                **self.policy.provenance(),
                 "model_fingerprint": state.run["model"],
                 "data_fingerprint": state.run["data"],
             },
@@ -283,14 +290,6 @@ def _initial_masks(model: nn.Module, masks: Mapping[str, Tensor] | None) -> dict
     return initial
 
 
-def _check_pattern(pattern: object) -> None:
-    if pattern is not None:
-        raise ValueError(
-            f"pattern={pattern!r} does not exist: only pattern=None does, which removes single "
-            f"weights"
-        )
-
-
 def _refuse_iterator(data: object) -> None:
     if isinstance(data, Iterator):
         raise DataError(
@@ -312,7 +311,11 @@ def _describe(value: Any, model: nn.Module) -> Any:
     if isinstance(value, torch.dtype):
         return str(value)
     named = value if hasattr(value, "__qualname__") else type(value)
-    return f"{named.__module__}.{named.__qualname__}"
+    name = f"{named.__module__}.{named.__qualname__}"
+    if is_dataclass(value) and not isinstance(value, type):  # a criterion with its settings
+        settings = {field.name: getattr(value, field.name) for field in fields(value)}
+        name += f"({', '.join(f'{key}={_describe(x, model)}' for key, x in settings.items())})"
+    return name
 
 
 def _empty(masks: Mapping[str, Tensor]) -> list[str]:
@@ -320,23 +323,32 @@ def _empty(masks: Mapping[str, Tensor]) -> list[str]:
     return [name for name, mask in masks.items() if mask.numel() and not bool(mask.any())]
 
 
-def _density(masks: Mapping[str, Tensor], of: Mapping[str, Tensor] | None = None) -> float:
-    """Returns the fraction of weights that masks keep, of all weights in `of`."""
-    total = sum(tensor.numel() for tensor in (of or masks).values())
-    removed = sum(mask.numel() - int(mask.count_nonzero()) for mask in masks.values())
-    return (total - removed) / total
+def _density(masks: Mapping[str, Tensor]) -> float:
+    """Returns the fraction of weights that masks keep."""
+    total = sum(mask.numel() for mask in masks.values())
+    return sum(int(mask.count_nonzero()) for mask in masks.values()) / total
 
 
 def _report_branches(state: Checkpoint, reported: set[str]) -> set[str]:
     """Warns of newly empty layers of a network that still scores; returns their names."""
     names = [name for name in _empty(state.masks) if name not in reported]
     if names:
-        with tqdm.external_write_mode():
-            warnings.warn(
-                f"round {state.round} (density {_density(state.masks):.3%}) left no weight in "
-                f"{', '.join(names)}. Other paths still lead through the network, so these are "
-                f"empty branches: legal, but they compute nothing",
-                UserWarning,
-                stacklevel=4,
-            )
+        meaning = (
+            "Other paths still lead through the network, so these are empty branches: legal, but "
+            "they compute nothing"
+            if state.provenance["criterion"] in CRITERIA
+            else "Unless other paths lead around them, the network computes a constant"
+        )
+        note = (
+            f"round {state.round} (density {_density(state.masks):.3%}) left no weight in "
+            f"{', '.join(names)}. {meaning}"
+        )
+        _warn([note], stacklevel=5)
     return set(names)
+
+
+def _warn(notes: Iterable[str], stacklevel: int) -> None:
+    """Warns without breaking the progress bar."""
+    for note in notes:
+        with tqdm.external_write_mode():
+            warnings.warn(note, UserWarning, stacklevel=stacklevel)

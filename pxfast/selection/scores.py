@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from pxfast.errors import FileFormatError, MaskError, RangeError
-from pxfast.selection.budget import budgets, keep_highest, resolve_density
 from pxfast.selection.files import read_tensors, write_tensors
 from pxfast.selection.masks import Masks, as_masks
 from pxfast.selection.named import NamedTensors
+from pxfast.selection.patterns import Pattern, named
+from pxfast.selection.policy import Policy
 
 KIND = "pxfast.scores"
 
@@ -62,33 +64,42 @@ class Scores(NamedTensors):
         density: float | None = None,
         sparsity: float | None = None,
         scope: str = "global",
+        pattern: Pattern | str | None = None,
+        min_density: float | None = None,
         masks: Mapping[str, Tensor] | None = None,
     ) -> Masks:
         """Keeps the highest scores, exactly as many as asked for.
 
-        ``round(density * total)`` weights are kept. Of equal scores the earlier in parameter order
-        stays, on every device alike.
+        ``round(density * total)`` weights are kept, or groups of weights, if there is a pattern. Of
+        equal scores the earlier in parameter order stays, on every device alike.
 
         Args:
             density: Fraction of the weights to keep, in (0, 1].
             sparsity: Fraction of the weights to remove, instead of `density`.
             scope: "global": all weights compete; "layer": each layer keeps its own fraction.
+            pattern: What is kept or removed as one: "2:4" or any N:M, "channels", an object of
+                `pxfast.patterns`, or None for single weights. N:M sets the density itself.
+            min_density: Fraction that every layer keeps at least (and at least one weight, or
+                group), so that none becomes empty; the rest competes. None: no such floor.
             masks: Earlier masks by name. What they removed never returns, whatever its score.
 
         Returns:
             Masks of the same names and shapes, on the scores' devices.
 
         Raises:
-            ValueError: If not exactly one of density and sparsity is given, or out of its range.
-            MaskError: If `masks` do not fit, or the density keeps no weight or more than are alive.
+            ValueError: If not exactly one of density and sparsity is given, an option is out of its
+                range, or two contradict each other.
+            MaskError: If `masks` or the pattern do not fit, or the density keeps nothing, more than
+                are alive, or less than the floors.
         """
-        kept_fraction = resolve_density(density, sparsity)
-        alive = self._alive({} if masks is None else masks)
-        shares = budgets(self, kept_fraction, scope, alive)
-        for share in shares:
-            share.check()
-        provenance = {**self.provenance, "density": kept_fraction, "scope": scope}
-        return Masks(keep_highest(self, shares, alive), provenance)
+        policy = Policy(scope, named(pattern), min_density)
+        kept_fraction = policy.resolve(density, sparsity)
+        selection = policy.over(self, self._alive({} if masks is None else masks))
+        selection.check(kept_fraction)
+        for note in selection.notes():
+            warnings.warn(note, UserWarning, stacklevel=2)
+        provenance = {**self.provenance, "density": kept_fraction, **policy.provenance()}
+        return Masks(selection.masks(kept_fraction), provenance)
 
     def _alive(self, masks: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns earlier masks as bool tensors that fit these scores."""

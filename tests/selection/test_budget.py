@@ -7,6 +7,7 @@ import torch
 
 from pxfast.errors import MaskError
 from pxfast.selection.budget import budgets, resolve_density
+from pxfast.selection.patterns import Units
 
 
 @pytest.mark.parametrize(("density", "sparsity", "kept"), [
@@ -40,26 +41,22 @@ def test_not_a_number(value):
 
 def test_python_rounding_global_and_per_layer():
     scores = {"a": torch.ones(5), "b": torch.ones(2, 5)}
-    assert [x.keep for x in budgets(scores, 0.5, "global", {})] == [round(7.5)] == [8]
-    assert [x.keep for x in budgets(scores, 0.5, "layer", {})] == [round(2.5), 5] == [2, 5]
+    assert [x.keep for x in budgets(Units(scores, {}), 0.5, "global")] == [round(7.5)] == [8]
+    assert [x.keep for x in budgets(Units(scores, {}), 0.5, "layer")] == [round(2.5), 5] == [2, 5]
 
 
 def test_too_few_weights_left_names_the_layer():
     scores = {"a": torch.ones(100), "tiny": torch.ones(10)}
-    share = budgets(scores, 0.02, "layer", {})[1]
+    share = budgets(Units(scores, {}), 0.02, "layer")[1]
     with pytest.raises(MaskError, match=r"10 weights in 'tiny' rounds to no weight .* exclude"):
         share.check()
-    budgets(scores, 0.02, "global", {})[0].check()
+    budgets(Units(scores, {}), 0.02, "global")[0].check()
 
 
 def test_more_than_alive_is_refused():
     alive = {"b": torch.tensor([True, False, False, False])}
-    share = budgets({"a": torch.ones(4), "b": torch.ones(4)}, 0.75, "global", alive)[0]
+    units = Units({"a": torch.ones(4), "b": torch.ones(4)}, alive)
+    share = budgets(units, 0.75, "global")[0]
     assert (share.total, share.alive, share.keep) == (8, 5, 6)
     with pytest.raises(MaskError, match=r"6 weights, but .* only 5 alive"):
         share.check()
-
-
-def test_unknown_scope():
-    with pytest.raises(ValueError, match="'global', 'layer', got 'row'"):
-        budgets({"a": torch.ones(4)}, 0.5, "row", {})
