@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Protocol, cast
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from pxfast.criteria import Criterion
 from pxfast.errors import DataError, MaskError, RangeError
 from pxfast.rng import RngState, preserved_rng
 from pxfast.scoring import CRITERIA, score
@@ -24,26 +25,6 @@ from pxfast.selection.schedule import densities
 from pxfast.selection.scores import Scores
 from pxfast.selection.weights import check_fit, own_masks
 from pxfast.unwrap import unwrapped
-
-
-class Criterion(Protocol):
-    """What `prune` takes for `criterion` beside a name: anything that scores weights."""
-
-    def score(
-        self, model: nn.Module, data: Any, *, masks: Mapping[str, Tensor]
-    ) -> Mapping[str, Tensor]:
-        """Scores every prunable weight of a model.
-
-        Args:
-            model: The model, to be left as it is.
-            data: What `prune` was given.
-            masks: Bool masks of the rounds before by name; empty in the first round.
-
-        Returns:
-            `pxfast.Scores` or finite floating tensors by weight name, in parameter order; the same
-            names in every round.
-        """
-        ...
 
 
 def prune(
@@ -93,7 +74,8 @@ def prune(
             against layer collapse. None: no such floor.
         checkpoint: File that is written after every round. If it exists, the run goes on from it,
             to the same bits as an uninterrupted run. If it cannot be written, a warning says so.
-        criterion: "px", "px-joint", or an object with the method of `Criterion`.
+        criterion: The name of a criterion or an object that scores weights; see `pxfast.score`
+            and docs/criteria.md.
         masks: Masks to start from by name, such as `Masks`: what they removed stays removed.
         batchnorm: See `pxfast.score`, as for the options below.
         include: Which weights are prunable.
@@ -255,28 +237,10 @@ class _Loop:
 def _scorer(
     model: nn.Module, data: Any, criterion: str | Criterion, options: Mapping[str, Any]
 ) -> Callable[[Mapping[str, Tensor]], Scores]:
-    """Returns what scores the model under masks: pxfast's own criteria or the user's object."""
-    if isinstance(criterion, str):
-        named = cast(Any, criterion)  # score() refuses unknown names itself
-        return lambda masks: score(
-            model, data, criterion=named, masks=masks or None, progress=False, **options
-        )
-    if not callable(getattr(criterion, "score", None)):
-        raise TypeError(
-            f"criterion must be a name or an object with score(model, data, *, masks), "
-            f"got {criterion!r}"
-        )
-    if given := [name for name, value in options.items() if value not in (None, "running")]:
-        raise ValueError(
-            f"{', '.join(given)}: options of pxfast's own criteria, which the object given as "
-            f"criterion does not take. Set them on that object"
-        )
-
-    def by_object(masks: Mapping[str, Tensor]) -> Scores:
-        scores = criterion.score(model, data, masks=masks)
-        return scores if isinstance(scores, Scores) else Scores(scores)
-
-    return by_object
+    """Returns what scores the model under masks."""
+    return lambda masks: score(
+        model, data, criterion=criterion, masks=masks, progress=False, **options
+    )
 
 
 def _initial_masks(model: nn.Module, masks: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
