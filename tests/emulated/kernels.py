@@ -1,21 +1,21 @@
 """The CUDA launchers of squared_linear on numpy arrays, executed on the CPU.
 
 Shapes are those of csrc/squared_linear.h. The weight is float32, float64, float16, or bfloat16 as
-uint16; path sums are float32, or float64 where the weight is. Arrays are contiguous, but need not be
-aligned.
+uint16; path sums are float32, or float64 where the weight is. Arrays are contiguous; they may start
+anywhere.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from emulated.build import Program
 
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
 Order = Literal["forward", "reverse", "random"]
 
 LIBRARY = Program("abi.cpp", flags=("-O0", "-shared", "-fPIC"))
@@ -42,7 +42,7 @@ def library() -> ctypes.CDLL:
     return loaded
 
 
-def path_dtype(weight: Array) -> np.dtype[np.generic]:
+def path_dtype(weight: Array) -> np.dtype[Any]:
     """The type of path sums for this weight."""
     return np.dtype(np.float64 if weight.dtype == np.float64 else np.float32)
 

@@ -21,8 +21,9 @@ SMALL = [
     *[(9, 1, 1), (15, 31, 7), (16, 32, 8), (17, 33, 9), (31, 63, 33), (32, 64, 32), (33, 65, 31)],
     *[(36, 68, 44), (70, 132, 36), (65, 20, 100)],
 ]
-# The tiles that a GPU runs: 64 x 64 x 16 and 128 x 64 x 16 (from 256 of them on).
+# What a GPU runs: tiles of 64 x 64 x 16, and from 256 tiles on those of 128 x 64 x 16.
 REAL = [(1, 33, 260), (5, 70, 136), (9, 65, 68), (65, 63, 17), (64, 64, 600), (600, 36, 20)]
+LARGE = {"forward": (2044, 1028, 12), "dx": (2044, 12, 1028), "saliency": (12, 2044, 1028)}
 
 
 class Case:
@@ -75,7 +76,7 @@ def as_float64(stored: Array) -> Array:
 
 def close(actual: Array, expected: Array, case: Case) -> None:
     """Every entry by itself: all terms are non-negative. NaN fails."""
-    tolerance = squared_sum(case.terms, np.finfo(case.dtype).eps)
+    tolerance = squared_sum(case.terms, float(np.finfo(case.dtype).eps))
     assert actual.dtype == case.dtype
     assert np.all(np.abs(actual - expected) <= tolerance * expected)
 
@@ -93,6 +94,12 @@ def test_small_tiles(order: Order, dtype: str, masked: bool) -> None:
 @pytest.mark.parametrize("sizes", REAL, ids=str)
 def test_the_tiles_of_a_gpu(sizes: tuple[int, int, int], dtype: str) -> None:
     case = Case(sizes, dtype, masked=True)
+    case.check(*case.run(small=False))
+
+
+@pytest.mark.parametrize("sizes", LARGE.values(), ids=LARGE)
+def test_the_large_tiles_of_a_gpu(sizes: tuple[int, int, int]) -> None:
+    case = Case(sizes, "float32", masked=True)
     case.check(*case.run(small=False))
 
 

@@ -1,0 +1,118 @@
+"""The check of what nvcc makes of the kernels: parsers, comparison, the table in the docs."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tools import check_cuda
+from tools.check_cuda import Table, Usage
+
+SYMBOL = "_ZN2px4cuda10add_planesILi4EfNS0_6PlanesIfEEEEvPKT0_T1_lll"
+LOG = f"""\
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function '{SYMBOL}' for 'sm_90a'
+ptxas info    : Function properties for {SYMBOL}
+    {{stack}} bytes stack frame, {{stores}} bytes spill stores, {{loads}} bytes spill loads
+ptxas info    : Used 32 registers, used 1 barriers, 17408 bytes smem
+"""
+NAME = "add_planes<4, float, Planes<float>>"
+
+needs_demangler = pytest.mark.skipif(shutil.which("c++filt") is None, reason="needs c++filt")
+
+
+def table(registers: int = 32, name: str = NAME, nvcc: str = "13.0.88") -> Table:
+    usage: Usage = {"registers": registers, "shared": 0, "spills": 0}
+    return {"nvcc": nvcc, "kernels": {name: {"sm_90a": usage}}}
+
+
+@needs_demangler
+def test_the_log_is_read() -> None:
+    usages = check_cuda.read_usages(LOG.format(stack=0, stores=0, loads=0))
+    assert usages == {NAME: {"registers": 32, "shared": 17408, "spills": 0}}
+    assert check_cuda.read_usages(LOG.format(stack=16, stores=12, loads=20))[NAME]["spills"] == 32
+
+
+@needs_demangler
+def test_wide_loads_are_found() -> None:
+    sass = "\n.text.{}:\n        /*0110*/  {} R8, desc[UR4][R2.64] ;\n"
+    assert check_cuda.read_wide_loads(sass.format(SYMBOL, "LDG.E.128.CONSTANT")) == {NAME}
+    assert check_cuda.read_wide_loads(sass.format(SYMBOL, "LDG.E.128")) == {NAME}
+    assert check_cuda.read_wide_loads(sass.format(SYMBOL, "LDG.E.64.CONSTANT")) == set()
+    assert check_cuda.read_wide_loads(sass.format(SYMBOL, "STG.E.128")) == set()
+
+
+@pytest.mark.parametrize(
+    ("name", "vectors"),
+    [
+        ("few_tokens_forward<__half, 8, 1, 1, 4>", True),
+        ("few_tokens_backward<float, 1, 8, 1>", False),
+        (NAME, True),
+        ("add_planes<1, double, Planes<double>>", False),
+        ("tiled_product<Tile<float, 64, 64, 16, 4, 4>, 4, Operand<r, Matrix<float>>>", True),
+        ("tiled_product<Tile<float, 64, 64, 16, 4, 4>, 1, Operand<r, Matrix<float>>>", False),
+    ],
+)
+def test_names_tell_which_kernels_use_vectors(name: str, vectors: bool) -> None:
+    assert check_cuda.uses_vectors(name) is vectors
+
+
+def test_growth_is_a_problem_and_shrinking_is_not() -> None:
+    assert check_cuda.compare(table(32), table(32)) == []
+    assert check_cuda.compare(table(32), table(31)) == []
+    assert check_cuda.compare(table(32), table(33)) == [f"{NAME} on sm_90a: registers 32 -> 33"]
+
+
+def test_new_and_missing_kernels_are_problems() -> None:
+    other = table(name="other<float>")
+    assert check_cuda.compare(table(), other) == [
+        f"{NAME} is gone: run tools/check_cuda.py --update",
+        "other<float> is new: run tools/check_cuda.py --update",
+    ]
+
+
+def test_another_compiler_is_not_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    assert check_cuda.compare(table(32), table(40, nvcc="13.1.80")) == []
+    assert "registers not compared" in capsys.readouterr().out
+
+
+def test_spills_and_narrow_loads_are_problems(monkeypatch: pytest.MonkeyPatch) -> None:
+    spilled: Usage = {"registers": 128, "shared": 0, "spills": 8}
+    monkeypatch.setattr(check_cuda, "compile_one", lambda *_: ({NAME: spilled}, [NAME]))
+    monkeypatch.setattr(check_cuda, "nvcc_version", lambda _: "13.0.88")
+    problems = check_cuda.measure("nvcc", None)[1]
+    assert f"{NAME} on sm_80: 8 bytes are spilled" in problems
+    assert f"{NAME} on sm_120: no 128-bit load" in problems
+
+
+def test_without_nvcc_it_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUDACXX", "no-such-nvcc")
+    monkeypatch.setattr("sys.argv", ["check_cuda.py"])
+    assert check_cuda.main() == 0
+    assert capsys.readouterr().out == "nvcc not found: skipped\n"
+
+
+def test_the_document_shows_the_committed_table() -> None:
+    document = check_cuda.DOCUMENT.read_text(encoding="utf-8")
+    committed = json.loads(check_cuda.TABLE.read_text(encoding="utf-8"))
+    assert document == check_cuda.with_table(document, committed)
+
+
+def test_the_committed_table_has_no_spills() -> None:
+    kernels = json.loads(check_cuda.TABLE.read_text(encoding="utf-8"))["kernels"]
+    assert kernels
+    for usages in kernels.values():
+        assert set(usages) == set(check_cuda.ARCHITECTURES)
+        assert all(usage["spills"] == 0 for usage in usages.values())
+
+
+def test_the_architectures_are_those_of_the_build() -> None:
+    lists = (Path(check_cuda.ROOT) / "CMakeLists.txt").read_text(encoding="utf-8")
+    built = re.findall(r'set\(PXFAST_CUDA_ARCHS "([^"]+)"', lists)[0].replace("+PTX", "").split(";")
+    assert [f"sm_{arch.replace('.', '')}" for arch in built] == list(check_cuda.ARCHITECTURES)

@@ -1,0 +1,263 @@
+"""Compiles every CUDA kernel for every architecture and checks what the compiler made of it.
+
+    python tools/check_cuda.py            # compares with the table
+    python tools/check_cuda.py --update   # writes it: csrc/cuda/registers.json and docs/kernels.md
+
+It fails where registers are spilled, and where a kernel takes more registers or shared memory than
+the table says. No GPU is needed; without nvcc there is nothing to check, and it says so. With
+nvdisasm (pip install nvidia-cuda-nvdisasm) it also reads the machine code: kernels that access
+memory in vectors must hold 128-bit loads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypedDict
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+TABLE = ROOT / "csrc" / "cuda" / "registers.json"
+DOCUMENT = ROOT / "docs" / "kernels.md"
+ARCHITECTURES = ("sm_80", "sm_90a", "sm_100a", "sm_120")  # as in CMakeLists.txt
+BEGIN, END = "<!-- registers: begin -->", "<!-- registers: end -->"
+
+
+class Usage(TypedDict):
+    """What one kernel takes on one architecture."""
+
+    registers: int
+    shared: int  # bytes
+    spills: int  # bytes stored and loaded
+
+
+Kernels = dict[str, dict[str, Usage]]  # kernel -> architecture -> usage
+
+
+class Table(TypedDict):
+    """The committed record."""
+
+    nvcc: str
+    kernels: Kernels
+
+
+def main() -> int:
+    """Runs the check; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "--update", action="store_true", help="write the table instead of comparing"
+    )
+    update = parser.parse_args().update
+    nvcc = shutil.which(os.environ.get("CUDACXX", "nvcc"))
+    if nvcc is None:
+        print("nvcc not found: skipped")
+        return 0
+    disassembler = find_disassembler()
+    table, problems = measure(nvcc, disassembler)
+    if disassembler is None:
+        print("nvdisasm not found: machine code not read (pip install nvidia-cuda-nvdisasm)")
+    if update and not problems:
+        TABLE.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        DOCUMENT.write_text(
+            with_table(DOCUMENT.read_text(encoding="utf-8"), table), encoding="utf-8"
+        )
+    elif not update:
+        problems += compare(json.loads(TABLE.read_text(encoding="utf-8")), table)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    kernels = len(table["kernels"])
+    print(f"{kernels} kernels, {len(ARCHITECTURES)} architectures: {len(problems)} problems")
+    return 1 if problems else 0
+
+
+# ---- Compiling
+
+
+def measure(nvcc: str, disassembler: str | None) -> tuple[Table, list[str]]:
+    """Compiles everything: the table, and what is wrong whatever the committed table says."""
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+        jobs = {
+            (source, architecture): pool.submit(
+                compile_one, nvcc, source, architecture, Path(folder), disassembler
+            )
+            for source in SOURCES
+            for architecture in ARCHITECTURES
+        }
+        kernels: Kernels = {}
+        problems = []
+        for (_, architecture), job in jobs.items():
+            usages, narrow = job.result()
+            for name, usage in usages.items():
+                kernels.setdefault(name, {})[architecture] = usage
+                if usage["spills"]:
+                    problems.append(
+                        f"{name} on {architecture}: {usage['spills']} bytes are spilled"
+                    )
+            problems += [f"{name} on {architecture}: no 128-bit load" for name in narrow]
+    return {"nvcc": nvcc_version(nvcc), "kernels": kernels}, problems
+
+
+def compile_one(
+    nvcc: str, source: Path, architecture: str, folder: Path, disassembler: str | None
+) -> tuple[dict[str, Usage], list[str]]:
+    """One file for one architecture: what its kernels take, and which lack 128-bit loads."""
+    cubin = folder / f"{source.stem}-{architecture}.cubin"
+    number = architecture.removeprefix("sm_")
+    target = f"-gencode=arch=compute_{number},code={architecture}"
+    options = ["-std=c++20", "-O3", f"-I{ROOT / 'csrc'}", "-Xptxas=-v", "-cubin", target]
+    log = run([nvcc, *options, str(source), "-o", str(cubin)]).stderr
+    usages = read_usages(log)
+    if disassembler is None or not usages:
+        return usages, []
+    wide = read_wide_loads(run([disassembler, "-c", str(cubin)]).stdout)
+    return usages, [name for name in usages if uses_vectors(name) and name not in wide]
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Runs a tool; its messages become the error where it fails."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise SystemExit(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+    return done
+
+
+def find_disassembler() -> str | None:
+    """nvdisasm from the path, or from the package nvidia-cuda-nvdisasm."""
+    packages = Path(sysconfig.get_path("purelib")).glob("nvidia/*/bin/nvdisasm")
+    return shutil.which("nvdisasm") or next((str(path) for path in packages), None)
+
+
+def nvcc_version(nvcc: str) -> str:
+    """Such as 13.0.88."""
+    found = re.search(r"\bV([\d.]+)", run([nvcc, "--version"]).stdout)
+    return found[1] if found else "unknown"
+
+
+# ---- Reading what the tools print
+
+
+def read_usages(log: str) -> dict[str, Usage]:
+    """What ptxas -v says of each kernel."""
+    usages: dict[str, Usage] = {}
+    for entry in re.split(r"Compiling entry function '", demangle(log))[1:]:
+        name = short_name(entry[: entry.index("' for '")])
+        registers = re.search(r"Used (\d+) registers", entry)
+        shared = re.search(r"(\d+) bytes smem", entry)
+        spills = re.findall(r"(\d+) bytes spill", entry)
+        if registers is None:
+            raise SystemExit(f"ptxas does not say what {name} uses:\n{entry}")
+        usages[name] = {
+            "registers": int(registers[1]),
+            "shared": int(shared[1]) if shared else 0,
+            "spills": sum(map(int, spills)),
+        }
+    return usages
+
+
+def read_wide_loads(sass: str) -> set[str]:
+    """The kernels with at least one 128-bit load from global memory."""
+    wide, name = set(), ""
+    for line in demangle(sass.replace("\n.text.", "\n.text. ")).splitlines():
+        if line.startswith(".text. "):
+            name = short_name(line.removeprefix(".text. ").rstrip(":"))
+        elif re.search(r"\bLDG\.E(\.\w+)*\.128\b", line):
+            wide.add(name)
+    return wide
+
+
+def demangle(text: str) -> str:
+    """C++ names as they are written."""
+    return subprocess.run(
+        ["c++filt"], input=text, capture_output=True, text=True, check=True
+    ).stdout
+
+
+def short_name(name: str) -> str:
+    """Without namespaces, result and parameters: few_tokens_forward<float, 4, 1, 1, 4>."""
+    depth = 0
+    for end, letter in enumerate(name):
+        depth += (letter == "<") - (letter == ">")
+        if letter == "(" and depth == 0:
+            name = name[:end]
+            break
+    name = name.removeprefix("void ").replace("px::cuda::", "").replace(" >", ">")
+    return name.replace("(Contiguous)0", "r").replace("(Contiguous)1", "row")
+
+
+def uses_vectors(name: str) -> bool:
+    """Whether the kernel's template says that it accesses several elements at a time."""
+    form = r"few_tokens_\w+<\w+, (\d+),|add_planes<(\d+),|tiled_product<Tile<[^>]*>, (\d+),"
+    found = re.match(form, name)
+    return found is not None and next(group for group in found.groups() if group) != "1"
+
+
+# ---- The table
+
+
+def compare(committed: Table, measured: Table) -> list[str]:
+    """What became worse. Registers compare between builds of one compiler only."""
+    if committed["nvcc"] != measured["nvcc"]:
+        versions = f"nvcc {measured['nvcc']}, table of nvcc {committed['nvcc']}"
+        print(f"{versions}: registers not compared")
+        return []
+    problems = []
+    for name in sorted(committed["kernels"].keys() ^ measured["kernels"].keys()):
+        where = "is gone" if name in committed["kernels"] else "is new"
+        problems.append(f"{name} {where}: run tools/check_cuda.py --update")
+    for name in sorted(committed["kernels"].keys() & measured["kernels"].keys()):
+        for architecture, now in measured["kernels"][name].items():
+            was = committed["kernels"][name][architecture]
+            for what in ("registers", "shared"):
+                if now[what] > was[what]:
+                    change = f"{what} {was[what]} -> {now[what]}"
+                    problems.append(f"{name} on {architecture}: {change}")
+    return problems
+
+
+def render(table: Table) -> str:
+    """The kernels for float32 weights in vectors, and the most of all, as Markdown."""
+    lines = [
+        f"nvcc {table['nvcc']}, float32 weights in vectors; no spills. Registers of a thread:",
+        "",
+        f"| kernel | {' | '.join(ARCHITECTURES)} | shared memory, bytes |",
+        f"|---|{'---:|' * (len(ARCHITECTURES) + 1)}",
+    ]
+    shown = {
+        name: usages
+        for name, usages in sorted(table["kernels"].items())
+        if uses_vectors(name) and not re.search(r"double|__half|__nv_bfloat16", name)
+    }
+    for name, usages in shown.items():
+        registers = " | ".join(str(usages[a]["registers"]) for a in ARCHITECTURES)
+        label = re.sub(r"<float>|\bfloat, ", "", name)
+        lines.append(f"| `{label}` | {registers} | {usages[ARCHITECTURES[0]]['shared']} |")
+    every = table["kernels"].values()
+    most = " | ".join(str(max(u[a]["registers"] for u in every)) for a in ARCHITECTURES)
+    shared = max(usage["shared"] for usages in every for usage in usages.values())
+    lines.append(
+        f"| the most of all {len(table['kernels'])}, whatever weight | {most} | {shared} |"
+    )
+    return "\n".join(lines)
+
+
+def with_table(document: str, table: Table) -> str:
+    """The document with the table between its markers."""
+    if document.count(BEGIN) != 1 or document.count(END) != 1:
+        raise SystemExit(f"{DOCUMENT} must hold {BEGIN} and {END} once each")
+    before, rest = document.split(BEGIN)
+    return f"{before}{BEGIN}\n{render(table)}\n{END}{rest.split(END)[1]}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
