@@ -296,7 +296,20 @@ def half_carried_half_given(model, masks):
     return model, {name: masks[name] for name in others}
 
 
-FORMS = [masked_by_prune, masked_by_parametrization, zeroed_and_given, half_carried_half_given]
+def two_masks_on_every_weight(model, masks):
+    """Each keeps more than their product, which is `masks`."""
+    coin = nets.random_masks(model, 0.5, seed=99)
+    model, _ = masked_by_prune(model, {name: mask | coin[name] for name, mask in masks.items()})
+    return model, {name: mask | ~coin[name] for name, mask in masks.items()}
+
+
+FORMS = [
+    masked_by_prune,
+    masked_by_parametrization,
+    zeroed_and_given,
+    half_carried_half_given,
+    two_masks_on_every_weight,
+]
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)

@@ -261,8 +261,17 @@ def test_side_rows_carry_the_total_of_the_branch_they_gate(criterion):
     )
     for name, score in scores.items():  # all of the value branch goes through this gate
         assert float(score.sum()) == pytest.approx(1, rel=REORDERED), name
-    entries = (model.excite.weight**2 * scores["squeeze.weight"].sum(1)).detach()
-    assert (scores["excite.weight"].argmax(0) == model.excite.weight.abs().argmax(0)).all(), entries
+
+
+def test_side_scores_of_squeeze_and_excite_by_hand():
+    """In g, L = Σ_cri E_cr² S_ri² p_i with p_i the path sums that enter; a score is its share."""
+    model = seeded(lambda: SqueezeExcite(4), 2).double()
+    scores = px.score(model, random_batch((1, 5, 5)))
+    excite, squeeze = model.excite.weight.detach() ** 2, model.squeeze.weight.detach() ** 2
+    entering = (model.stem.weight.detach() ** 2).sum((1, 2, 3))
+    terms = excite[:, :, None] * squeeze * entering  # [c, r, i]
+    close(scores["excite.weight"], terms.sum(2) / terms.sum(), TINY_REFERENCES)
+    close(scores["squeeze.weight"], terms.sum(0) / terms.sum(), TINY_REFERENCES)
 
 
 def test_squeeze_and_excite_gates_the_value_path_in_h():
