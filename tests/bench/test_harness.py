@@ -48,7 +48,7 @@ def test_spread_is_median_and_quartiles() -> None:
 
 
 def test_ratios_are_taken_repeat_by_repeat() -> None:
-    assert ratio([1.0, 10.0, 2.0], [1.0, 5.0, 1.0])["median"] == 2.0
+    assert ratio([1.0, 10.0, 6.0], [1.0, 5.0, 2.0])["median"] == 2.0  # of the medians: 3
     with pytest.raises(ValueError):
         ratio([1.0, 2.0], [1.0])
 
