@@ -7,6 +7,7 @@ batches. Inside a batch the inputs come first; labels are left out.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -113,7 +114,7 @@ def is_finite(tensor: Tensor) -> bool:
     """Whether a tensor holds no NaN or infinity: one read, unless its sum overflows."""
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return True
-    return bool(torch.isfinite(tensor.sum())) or bool(torch.isfinite(tensor).all())
+    return math.isfinite(float(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

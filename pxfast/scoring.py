@@ -158,7 +158,7 @@ def _check_underflow(passes: Passes, again: Callable[[], Any]) -> None:
     empty = [
         name
         for name in weights.reached & weights.saliency.keys()
-        if not bool(weights.saliency[name].any()) and bool(weights.alive(name).any())
+        if not _holds(weights.saliency[name]) and bool(weights.kept(name).count_nonzero())
     ]
     if not empty:
         return
@@ -166,7 +166,7 @@ def _check_underflow(passes: Passes, again: Callable[[], Any]) -> None:
     weights.forget()
     weights.purpose = "existence"
     again()
-    lost = [name for name in empty if bool(weights.saliency[name].any())]
+    lost = [name for name in empty if _holds(weights.saliency[name])]
     weights.purpose = "scores"
     weights.saliency, weights.used, weights.reached = kept[0], kept[1], kept[2]
     if lost:
@@ -175,6 +175,11 @@ def _check_underflow(passes: Passes, again: Callable[[], Any]) -> None:
             f"{passes.dtype} next to the others. Rescale the layer, or score the model in float64 "
             "(model.double())."
         )
+
+
+def _holds(scores: Tensor) -> bool:
+    """Whether any score is not 0."""
+    return scores.numel() > 0 and float(scores.amax()) > 0
 
 
 def _assembled(weights: Weights, provenance: dict[str, Any]) -> Scores:
@@ -197,9 +202,8 @@ def _assembled(weights: Weights, provenance: dict[str, Any]) -> Scores:
         )
     underflowed = {}
     for name in scored:
-        count = int(
-            ((weights.used[name].theta.to(weights.dtype).square() == 0) & weights.alive(name)).sum()
-        )
+        kept = weights.kept(name)
+        count = int(kept.count_nonzero() - kept.to(weights.dtype).square().count_nonzero())
         if count:
             underflowed[name] = count
     provenance |= {"underflowed": underflowed, "unused": unused}

@@ -44,19 +44,21 @@ DEEP_NET = {torch.float32: 3200 * _U32, torch.float64: 3200 * _U64}
 def sum_of_products(terms: int, dtype: torch.dtype) -> float:
     """Of an op that adds `terms` products with a squared weight, relative to the sum of magnitudes.
 
-    Each term is rounded at most terms + 3 times, in any order of additions: the square, the product,
-    terms − 1 additions, a last multiplication and a last addition. So γₙ = n·u / (1 − n·u) with
-    n = terms + 3 (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1).
+    Each term is rounded at most terms + 3 times, in any order of additions: the square, the
+    product, terms − 1 additions, a last multiplication and a last addition. So γₙ = n·u / (1 − n·u)
+    with n = terms + 3 (Higham, Accuracy and Stability of Numerical Algorithms, section 3.1).
     """
     n = (terms + 3) * torch.finfo(dtype).eps / 2
     return n / (1 - n)
 
 
 def squared_sum(terms: int, eps: float) -> float:
-    """y, dx and saliency of squared_linear, each entry relative to itself, in the dtype with this eps.
+    """y, dx and saliency of squared_linear, each entry relative to itself, in the dtype with this
+    eps.
 
-    A sum of K non-negative terms in any order is off by at most (K - 1)·u; each term by 2u (square, product); a saliency
-    by 2u more (product with θ², addition to what was there). Twice that, for the higher orders.
+    A sum of K non-negative terms in any order is off by at most (K - 1)·u; each term by 2u (square,
+    product); a saliency by 2u more (product with θ², addition to what was there). Twice that, for
+    the higher orders.
     """
     return 2 * (terms + 3) * eps / 2
 
@@ -69,3 +71,13 @@ TINY_REFERENCES = 10_100 * _U64
 # Identities that change the order of a float64 sum over the reference's layers: at most 20 layers
 # of at most 100 terms, forward and backward.
 REORDERED = 4000 * _U64
+
+# Scores of deep architectures in float64: at most 500 operations of a few thousand terms each,
+# blocked (about 80 u an operation), forward and backward, in the engine and in the reference.
+ARCHITECTURE = 2 * 2 * 500 * 80 * _U64
+
+
+# Gradients of a loss and products of them with a Hessian, in float64 on networks of at most 8 layers
+# of at most 50 terms: (2·8·50)·u for each of up to three passes. Signed terms cancel, by less than
+# a factor 10^4 between the largest term and the largest entry.
+CANCELLING = 3 * 800 * 10**4 * _U64

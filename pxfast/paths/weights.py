@@ -266,15 +266,14 @@ class Weights:
         at)."""
         return self._full.get(name, True)
 
-    def alive(self, name: str) -> Tensor:
-        """Where a used weight is kept and not 0 (0/1, of theta's shape)."""
+    def kept(self, name: str) -> Tensor:
+        """θ·M of a weight that was used."""
         source = self.used[name]
-        nonzero = source.theta != 0
-        return nonzero if source.mask is None else nonzero & source.mask
+        return source.theta if source.mask is None else torch.where(source.mask, source.theta, 0)
 
     def describe_empty(self) -> str:
         """Which layers keep no weight, to explain why no path reaches the output."""
-        empty = [name for name in self.used if not bool(self.alive(name).any())]
+        empty = [name for name in self.used if not self.kept(name).count_nonzero()]
         if empty:
             return f"These layers have lost all their weights: {', '.join(empty)}."
         return "No layer is empty: every path passes a weight, gate or input that is 0."
