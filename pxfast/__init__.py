@@ -5,14 +5,13 @@ masks = scores.masks(density=0.02)                # one shot
 masks = pxfast.prune(model, data, density=0.02)   # 100 rounds, as the paper does
 """
 
-from pxfast import criteria, errors, models, ops
+from pxfast import criteria, errors, models, ops, patterns
 from pxfast._version import __version__
 from pxfast.bound import ntk_trace_bound
 from pxfast.data import balanced_subset
 from pxfast.paths.registry import rule
 from pxfast.pruning import prune
 from pxfast.scoring import score
-from pxfast.selection import patterns
 from pxfast.selection.masks import Masks
 from pxfast.selection.scores import Scores
 
