@@ -108,7 +108,8 @@ class Functional:
         """The model's result on a batch with other weights.
 
         Args:
-            weights: θ·M by canonical name; those that are missing are the model's own.
+            weights: θ by canonical name, masked here, so that nothing flows back to a masked
+                weight; those that are missing are the model's own.
             batch: From `prepared`.
             number: Of the batch, for errors.
             buffers: Read and updated in place of copies of the model's own.
@@ -116,8 +117,8 @@ class Functional:
         Raises:
             DataError: If the model cannot run on the batch.
         """
-        own = {name: self.masked(name, theta) for name, theta in self.weights.items()}
-        values = {**own, **weights}
+        given = {**self.weights, **weights}
+        values = {name: self.masked(name, theta) for name, theta in given.items()}
         state = {**self.parameters, **(copied(self.buffers) if buffers is None else buffers)}
         state |= {parameter: values.pop(name) for name, parameter in self.stored.items()}
         with _computed(self.model, values):
