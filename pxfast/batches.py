@@ -114,6 +114,7 @@ def is_finite(tensor: Tensor) -> bool:
     """Whether a tensor holds no NaN or infinity: one read, unless its sum overflows."""
     if not tensor.is_floating_point() or tensor.numel() == 0:
         return True
+    tensor = tensor.detach()
     return math.isfinite(float(tensor.sum())) or bool(torch.isfinite(tensor).all())
 
 
