@@ -31,13 +31,14 @@ def folder(tmp_path: Path) -> Path:
     ]
     result = Result("thing", {"seeds": 3}, rows, ["A note."], "job", "python run", FACTS)
     assert result.save(tmp_path) == tmp_path / "job-thing-cpu.json"
+    Result("other", {}, [{"x": 7.0}], [], "job", "python run --other", FACTS).save(tmp_path)
     return tmp_path
 
 
 def test_a_result_survives_its_file(folder: Path) -> None:
     result = load(folder / "job-thing-cpu.json")
     assert result.rows[1]["accuracy %"] == 9.87654
-    assert load_all(folder) == [result]
+    assert load_all(folder) == [load(folder / "job-other-cpu.json"), result]
 
 
 def test_markdown_rounds_and_shows_spreads(folder: Path) -> None:
@@ -57,6 +58,14 @@ def test_readme_fills_marked_tables_and_is_stable(folder: Path) -> None:
     assert "old" not in filled and "accuracy" not in filled
     assert "`python run` on A processor, 2 cores" in filled and "0123456789" in filled
     assert readme(filled, folder) == filled
+
+
+def test_readme_takes_each_table_from_its_own_file(folder: Path) -> None:
+    marks = "<!-- table: {} -->\n<!-- end of table -->\n"
+    filled = readme(marks.format("job-other-cpu") + marks.format("job-thing-cpu"), folder)
+    first, second = filled.split("<!-- end of table -->")[:2]
+    assert "| 7 |" in first and "accuracy" not in first
+    assert "accuracy" in second and "| 7 |" not in second
 
 
 def test_readme_follows_its_file(folder: Path) -> None:
