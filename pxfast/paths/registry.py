@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pxfast.errors import NoRuleError
+
 Rule = TypeVar("Rule", bound=Callable[..., Any])
 
 
@@ -85,7 +87,7 @@ def in_place_target(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     from pxfast.paths.tensor import PathTensor
 
     if kwargs.get("out") is not None:
-        raise TypeError("out= is not supported while scoring; assign the result instead")
+        raise NoRuleError("out= is not supported while scoring; assign the result instead")
     name = getattr(func, "__name__", "")
     in_place = (
         kwargs.get("inplace")
@@ -99,7 +101,7 @@ def in_place_target(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         return None
     target = args[0] if args else kwargs.get("input")
     if not isinstance(target, PathTensor):
-        raise TypeError(
+        raise NoRuleError(
             f"{name} writes a path into a tensor that carries none. Build the result out of place, "
             "for example with torch.cat or torch.stack."
         )

@@ -110,9 +110,9 @@ def relu(network: Network, func: Any, input: Any, inplace: bool = False) -> Any:
     value = network.entrywise(func, input, **({"inplace": True} if inplace else {}))
     path = input.path
     if path is not None and network.gates:
-        like = value.to(
-            network.dtype
-        )  # one read of value and path, without a tensor of gates between
+        # One read of value and path, without a tensor of gates between. `data` has a version of its
+        # own: an in-place operation of the model that comes later leaves what is saved here alone.
+        like = value.data.to(network.dtype)
         path = path.map(lambda m: torch.ops.aten.threshold_backward(m, like, 0))
     return network.opened(network.tensor(value, path), "relu", input)
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pxfast.errors import NoRuleError
 from pxfast.paths.network import Network
 from pxfast.paths.pathsum import PathSum
 from pxfast.paths.registry import rule
@@ -183,7 +184,7 @@ def lp_pool(network: Network, func: Any, input: Any, *args: Any, **kwargs: Any) 
     """Norm 1 of non-negative inputs is a sum; other norms have no value path that is linear in one
     entry."""
     norm = args[0] if args else kwargs["norm_type"]
-    raise TypeError(
+    raise NoRuleError(
         f"{func.__name__} with norm {norm} is not linear along a path and has no rule; use average "
         "or max-pooling"
     )

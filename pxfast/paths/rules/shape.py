@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from pxfast.errors import NoRuleError
 from pxfast.paths.network import NeedsValuesError, Network
 from pxfast.paths.pathsum import PathSum, aligned, narrow
 from pxfast.paths.registry import rule, spellings
@@ -55,7 +56,7 @@ def view(network: Network, func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     """A view of the value; the path may have another memory layout, so it is reshaped."""
     value = network.value(func, x, *args, **kwargs)
     if args and isinstance(args[0], torch.dtype):
-        raise TypeError("Tensor.view(dtype) reinterprets bits; it has no path")
+        raise NoRuleError("Tensor.view(dtype) reinterprets bits; it has no path")
     if func is Tensor.expand_as:
         return moved(network, x, value, lambda m: m.expand(value.shape))
     return moved(network, x, value, lambda m: m.reshape(value.shape))
