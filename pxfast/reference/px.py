@@ -7,8 +7,9 @@ auxiliary networks, in which every operation is replaced by its rule (`px_rules`
     px        s_k = Σ_n h_k(x_n),   R = Σ_k s_k g_k,   S_j = θ_j² ∂R/∂(θ_j²)      reported as S/R
     px-joint  J = Σ_n Σ_k joint_k(x_n),                S_j = θ_j² ∂J/∂(θ_j²)      reported as S/J
 
-Everything is float64 without exponents: h grows with depth by about 10^2 a layer. ResNet-18 and
-ResNet-50 stay within range (about 10^50 and 10^123), ResNet-152 does not and is an error.
+Everything is computed on the CPU in float64, without exponents: h grows with depth by about 10^2 a
+layer. ResNet-18 and ResNet-50 stay within range (R is about 10^50 and 10^123); ResNet-152 does not,
+and is an error.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ Data = Tensor | tuple[Any, ...] | Iterable[Any]
 
 @dataclass
 class Result:
-    """Scores and what they are made of; every tensor is float64."""
+    """Scores and what they are made of; every tensor is float64 on the CPU."""
 
     scores: dict[str, Tensor]  # S/R or S/J
     total: float  # R or J
@@ -136,11 +137,11 @@ def ntk_trace_bound(
 
 
 def _batches(data: Data) -> list[Tensor]:
-    """Return the inputs of every batch in float64."""
+    """Return the inputs of every batch in float64 on the CPU."""
     batches = [data] if isinstance(data, Tensor | tuple) else list(data)
     if not batches:
         raise ValueError("reference.px: data holds no batch")
-    return [(b if isinstance(b, Tensor) else b[0]).detach().double() for b in batches]
+    return [(b if isinstance(b, Tensor) else b[0]).detach().cpu().double() for b in batches]
 
 
 def _activation(traced: Traced, batches: list[Tensor]) -> Tensor:

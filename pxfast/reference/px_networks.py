@@ -37,7 +37,7 @@ Layer: TypeAlias = Any  # nn.Module, whose attributes are declared as Tensor | M
 
 @dataclass
 class Traced:
-    """A copy of the model in float64 and eval mode, its graph, and the masks it carries."""
+    """A copy of the model on the CPU, in float64 and eval mode; its graph; the masks it carries."""
 
     module: fx.GraphModule
     masks: dict[str, Tensor]  # 0/1 in float64, by the weight's name
@@ -51,7 +51,7 @@ class Traced:
         if batchnorm not in ("running", "data"):
             raise ValueError(f"batchnorm must be 'running' or 'data', got {batchnorm!r}")
         order = [_plain_name(name) for name, _ in model.named_parameters()]
-        model = _copy(model).double().eval().requires_grad_(False)
+        model = _copy(model).cpu().double().eval().requires_grad_(False)
         own = _unwrap_masks(model)
         if batchnorm == "data":
             for module in model.modules():
@@ -72,7 +72,7 @@ class Traced:
             expected = "no such parameter" if parameter is None else list(parameter.shape)
             raise ValueError(f"mask {name!r}: expected {expected}, got {list(mask.shape)}")
         name = self.names[id(parameter)]
-        self.masks[name] = self.masks.get(name, 1.0) * mask.double()
+        self.masks[name] = self.masks.get(name, 1.0) * mask.cpu().double()
 
     def _find_kinds(self) -> None:
         """Tell paths from sizes and constants (PLAIN) and from values without a path (GATE)."""
@@ -259,6 +259,7 @@ class Auxiliary(fx.Interpreter):
         self.gated, self.weighted, self.structure = gated, weighted, structure
         self.squares: dict[str, Tensor] = {}  # θ²·M, the leaves that are differentiated
         self.masks: dict[str, Tensor] = {}
+        self.entering: dict[Node, Tensor] = {}  # the path sums that enter an activation
         self.products: list[tuple[Tensor, Tensor]] = []  # gated output, Σ of what opens the gate
 
     def run_node(self, n: Node) -> Any:
@@ -279,6 +280,8 @@ class Auxiliary(fx.Interpreter):
         if rule is None:
             raise TypeError(_no_rule(n, self.traced.key(n)))
         call = self._call(n)
+        if rule is activation:
+            self.entering[n] = call.args[0]
         result = rule(self, call)
         if _in_place(n, call.function):
             self.env[n.args[0]] = result
@@ -352,7 +355,7 @@ class Auxiliary(fx.Interpreter):
     def _opening(self, gate: Node) -> Tensor:
         """Return L: the sum of the path sums at the input of the gate's activation."""
         opened = self._activation_before(gate)
-        return self.env[gate if opened is None else opened.args[0]].sum()
+        return (self.env[gate] if opened is None else self.entering[opened]).sum()
 
     def _flatten_output(self, n: Node) -> Tensor:
         """Concatenate all outputs per sample; of a mapping with "logits", those alone."""
@@ -367,12 +370,15 @@ class Auxiliary(fx.Interpreter):
         return torch.cat(paths, 1)
 
 
+_AUGMENTED = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
+
+
 def _in_place(n: Node, function: Any) -> bool:
     """Whether the operation also overwrites its first argument."""
     inplace = getattr(function, "inplace", False) or n.kwargs.get("inplace", False)
     name = n.target if isinstance(n.target, str) else getattr(n.target, "__name__", "")
     named = n.op != "call_module" and name.endswith("_") and not name.endswith("__")
-    return inplace or named or n.target in (operator.iadd, operator.isub, operator.imul)
+    return inplace or named or n.target in _AUGMENTED
 
 
 def _no_rule(n: Node, key: Any) -> str:

@@ -75,10 +75,10 @@ def unroll(
     model: nn.Module, x: Tensor, masks: Mapping[str, Tensor] | None, batchnorm: str
 ) -> Units:
     """Return the output units of a copy of `model`; everything before hangs on their edges."""
-    x = x.double()
+    x = x.cpu().double()
     inputs = {i: Unit(x[(slice(None), *i)], start=i) for i in _places(x.shape[1:])}
     reader = _Reader(len(x), masks or {}, batchnorm)
-    return reader.read(copy.deepcopy(model).double().requires_grad_(False), "", inputs)
+    return reader.read(copy.deepcopy(model).cpu().double().requires_grad_(False), "", inputs)
 
 
 @dataclass

@@ -157,6 +157,13 @@ def test_functions_and_model_are_untouched():
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
+def test_frozen_parameters_are_scored_too():
+    model, x = nets.conv(2), nets.random_batch((1, 5, 5))
+    expected = official.score(model, x)
+    scores = official.score(model.requires_grad_(False), x)
+    assert all(torch.equal(scores[name], expected[name]) for name in expected)
+
+
 def test_three_forwards_and_a_backward_a_batch(monkeypatch):
     """What the docstring counts is what it does."""
     calls = []

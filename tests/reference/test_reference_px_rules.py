@@ -238,10 +238,11 @@ def test_operations_in_place_change_what_they_are_applied_to(criterion):
 
 
 class SqueezeExcite(nn.Module):
-    """A gated branch: x · σ(excite(relu(squeeze(mean x))))."""
+    """A gated branch: x · hardsigmoid(excite(relu(squeeze(mean x))))."""
 
-    def __init__(self, channels):
+    def __init__(self, channels, inplace=False):
         super().__init__()
+        self.inplace = inplace
         self.stem = nn.Conv2d(1, channels, 3)
         self.squeeze, self.excite = nn.Linear(channels, 2), nn.Linear(2, channels)
         self.head = nn.Linear(channels, 3)
@@ -249,7 +250,7 @@ class SqueezeExcite(nn.Module):
     def forward(self, x):
         x = torch.relu(self.stem(x))
         gate = self.excite(torch.relu(self.squeeze(x.mean((2, 3)))))
-        x = x * torch.sigmoid(gate)[:, :, None, None]
+        x = x * F.hardsigmoid(gate, inplace=self.inplace)[:, :, None, None]
         return self.head(x.mean((2, 3)))
 
 
@@ -261,6 +262,12 @@ def test_side_rows_carry_the_total_of_the_branch_they_gate(criterion):
     )
     for name, score in scores.items():  # all of the value branch goes through this gate
         assert float(score.sum()) == pytest.approx(1, rel=REORDERED), name
+
+
+def test_gate_in_place_has_the_same_side_scores():
+    models = [seeded(lambda inplace=inplace: SqueezeExcite(4, inplace), 2) for inplace in (0, 1)]
+    expected, scores = (px.score(m, random_batch((1, 5, 5)), criterion="px-joint") for m in models)
+    assert all(torch.equal(scores[name], expected[name]) for name in expected)
 
 
 def test_side_scores_of_squeeze_and_excite_by_hand():
@@ -279,7 +286,7 @@ def test_squeeze_and_excite_gates_the_value_path_in_h():
     x = random_batch((1, 5, 5)).double()
     z = model.stem(x)
     mean = torch.relu(z).mean((2, 3))
-    opened = torch.sigmoid(model.excite(torch.relu(model.squeeze(mean))))
+    opened = F.hardsigmoid(model.excite(torch.relu(model.squeeze(mean))))
     windows = F.conv2d(x**2, torch.ones(1, 1, 3, 3).double())
     paths = (windows * (z > 0)).mean((2, 3)) * opened**2
     close(px.path_activation(model, x), paths.sum().expand(3).detach(), TINY_REFERENCES)
