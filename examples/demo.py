@@ -26,16 +26,15 @@ sys.path.insert(0, str(ROOT))
 
 from bench._training import train  # noqa: E402
 
-OUTPUT = ROOT / "demo-output"
+OUTPUT = Path("demo-output")  # in ROOT
 DENSITY = 0.02
-SIZE = 16  # pixels; the digits are scaled up from 8 by 8
 SEED = 0
 
 
 def main() -> None:
     """Prunes, trains three networks, prints their accuracies."""
     start = time.perf_counter()
-    OUTPUT.mkdir(exist_ok=True)
+    (ROOT / OUTPUT).mkdir(exist_ok=True)
     masks = prune()
     print(f"\npruned in {time.perf_counter() - start:.0f} s; now training\n")
 
@@ -46,7 +45,7 @@ def main() -> None:
         "random": random_masks(masks).apply_(copy.deepcopy(network)),
         "dense": network,
     }
-    train_set, test_set = digits(train=True, size=SIZE), digits(train=False, size=SIZE)
+    train_set, test_set = digits(train=True), digits(train=False)
     accuracies = {
         name: train(model, train_set, test_set, seed=SEED, title=f"training {name}")
         for name, model in candidates.items()
@@ -56,7 +55,7 @@ def main() -> None:
     for name, value in accuracies.items():
         kept = masks.total if name == "dense" else masks.kept
         print(f"{name:12}{kept:10,}{kept / masks.total:10.1%}{value:15.1f}%")
-    print(f"\nin all {time.perf_counter() - start:.0f} s; files in {OUTPUT.name}/")
+    print(f"\nin all {time.perf_counter() - start:.0f} s; files in {OUTPUT}/")
 
 
 def prune() -> pxfast.Masks:
@@ -64,13 +63,15 @@ def prune() -> pxfast.Masks:
     file = OUTPUT / "masks.safetensors"
     arguments = [
         *("prune", "pxfast.models:resnet20", "--model-arg", "in_channels=1"),
-        *("--data", "digits", "--size", str(SIZE), "--per-class", "10", "--seed", str(SEED)),
+        *("--data", "digits", "--per-class", "10", "--seed", str(SEED)),
         *("--density", str(DENSITY), "--rounds", "100"),
         *("--output", str(file), "--plot", str(OUTPUT / "densities.png")),
     ]
     print("$ pxfast", shlex.join(arguments), flush=True)
-    subprocess.run([sys.executable, "-m", "pxfast", *arguments], check=True)
-    return pxfast.Masks.load(file)
+    done = subprocess.run([sys.executable, "-m", "pxfast", *arguments], cwd=ROOT, check=False)
+    if done.returncode:
+        sys.exit(done.returncode)  # it has said why
+    return pxfast.Masks.load(ROOT / file)
 
 
 def random_masks(masks: pxfast.Masks) -> pxfast.Masks:
