@@ -11,7 +11,8 @@ std::string version(int number) {
   return number == 0 ? "none" : std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10);
 }
 
-std::string devices() {
+std::string devices(int driver) {
+  if (driver == 0) return "no NVIDIA driver";
   int count = 0;
   const cudaError_t error = cudaGetDeviceCount(&count);
   if (error != cudaSuccess) return cudaGetErrorString(error);
@@ -31,7 +32,7 @@ std::string device_status() {
   (void)cudaRuntimeGetVersion(&runtime);
   (void)cudaDriverGetVersion(&driver);
   const std::string status =
-      devices() + " (runtime " + version(runtime) + ", driver " + version(driver) + ")";
+      devices(driver) + " (runtime " + version(runtime) + ", driver " + version(driver) + ")";
   (void)cudaGetLastError();
   return status;
 }

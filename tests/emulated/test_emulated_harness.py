@@ -45,11 +45,16 @@ def test_correct_kernels_pass(case: str, order: str, program: Program) -> None:
     assert (ran.returncode, ran.stdout) == (0, "PASSED\n")
 
 
-@pytest.mark.parametrize("case", MISTAKES)
+@pytest.mark.parametrize(
+    ("case", "program", "sign"),
+    [
+        pytest.param(case, PROGRAMS[check], sign, id=case)
+        for case, (check, sign) in MISTAKES.items()
+    ],
+)
 @pytest.mark.parametrize("order", ORDERS)
-def test_mistakes_are_reported(case: str, order: str) -> None:
-    check, sign = MISTAKES[case]
-    ran = PROGRAMS[check].run(case, order)
+def test_mistakes_are_reported(case: str, program: Program, sign: str, order: str) -> None:
+    ran = program.run(case, order)
     assert ran.returncode != 0
     assert re.search(sign, ran.stdout), ran.stdout[:4000]
 
