@@ -52,17 +52,6 @@ def sum_of_products(terms: int, dtype: torch.dtype) -> float:
     return n / (1 - n)
 
 
-def squared_sum(terms: int, eps: float) -> float:
-    """y, dx and saliency of squared_linear, each entry relative to itself, in the dtype with this
-    eps.
-
-    A sum of K non-negative terms in any order is off by at most (K - 1)·u; each term by 2u (square,
-    product); a saliency by 2u more (product with θ², addition to what was there). Twice that, for
-    the higher orders.
-    """
-    return 2 * (terms + 3) * eps / 2
-
-
 # The references against each other on tiny networks, entry by entry, in float64: every entry is a
 # sum of at most 10^4 non-negative path terms with at most 20 factors each (10^4 + 20 roundings);
 # variances and smooth gates, whose subtractions amplify by less than 10^2, stay below that.
