@@ -33,7 +33,7 @@ LAYERS = ["0.weight", "3.weight", "6.weight"]
 @pytest.fixture
 def model(tmp_path, monkeypatch) -> str:
     """The name of a small model; the test runs in an empty folder beside it."""
-    path = tmp_path / "nets.py"
+    path = tmp_path / "nets_of_a_user.py"
     path.write_text(SOURCE)
     folder = tmp_path / "here"
     folder.mkdir()
@@ -320,7 +320,7 @@ def test_a_bug_is_not_hidden(model, monkeypatch):
         ["prune", "m:f", "--data", "digits"],
         ["prune", "m:f", "--data", "digits", "--density", "0.1", "--sparsity", "0.9"],
         ["prune", "m:f", "--data", "digits", "--density", "2%"],
-        ["prune", "m:f", "--data", "digits", "--density", "0.1", "--criterion", "snip"],
+        ["prune", "m:f", "--data", "digits", "--density", "0.1", "--criterion", "unheard"],
         ["report", "m.st", "--json", "--csv"],
         ["unheard"],
     ],
@@ -332,7 +332,7 @@ def test_wrong_usage_ends_with_status_2(arguments, capsys):
     assert "usage: pxfast" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["", "score", "prune", "report", "doctor"])
+@pytest.mark.parametrize("command", ["", "score", "prune", "compare", "report", "doctor"])
 def test_help_teaches(command, capsys):
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"] if command else ["--help"])
@@ -360,7 +360,7 @@ def test_the_examples_of_the_help_parse(capsys):
 
 INTERRUPTING = """
 import os, signal
-from nets import net
+from nets_of_a_user import net
 
 def interrupting(after):
     model, calls = net(), []

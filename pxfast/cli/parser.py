@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from pxfast import criteria
 from pxfast._version import __version__
+from pxfast.cli import compare
 from pxfast.cli.commands import prune, report, score
 from pxfast.cli.doctor import doctor
 from pxfast.data import DATA_NAMES
@@ -99,6 +101,12 @@ def build_parser() -> argparse.ArgumentParser:
     _add_report(
         command("report", _REPORT_USAGE, "what is left of each layer", _REPORT, _REPORT_EXAMPLES)
     )
+    compare_parser = command(
+        "compare", compare.USAGE, compare.SUMMARY, compare.TEXT, compare.EXAMPLES
+    )
+    _add_model(compare_parser)
+    _add_data(compare_parser)
+    compare.add_options(compare_parser)
     doctor_parser = command("doctor", "[--debug]", "what runs here", _DOCTOR, "")
     doctor_parser.set_defaults(run=doctor)
     return parser
@@ -224,9 +232,11 @@ def _add_scoring(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("scores")
     group.add_argument(
         "--criterion",
-        choices=("px", "px-joint"),
+        choices=criteria.NAMES,
         default="px",
-        help="the paper's, or weights and data in one sum over paths",
+        metavar="NAME",
+        help="px: the paper's; px-joint: weights and data in one sum over paths; to compare with: "
+        f"{', '.join(criteria.NAMES[2:])}",
     )
     group.add_argument(
         "--batchnorm",

@@ -1,0 +1,145 @@
+"""``pxfast compare``: several criteria on one model."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import nn
+
+import pxfast.data
+from pxfast import criteria
+from pxfast.cli.commands import _batches, _check_plot, _model
+from pxfast.compare import DEFAULT_CRITERIA, plot
+from pxfast.compare import compare as find_comparison
+from pxfast.errors import PxfastError
+from pxfast.training import train_and_test
+
+USAGE = "MODEL --data NAME (--density D | --sparsity S) [options]"
+SUMMARY = "several criteria on one model"
+TEXT = """\
+Prunes your model by several criteria to the same density and shows, for each: rounds and time, the
+layers that it empties, the densities of the sparsest and of the median layer, and which share of
+the weights it keeps in common with px (kept by both, of those that either keeps). With --train,
+what is left is trained, and so is the unpruned model: the accuracy says most. The model itself is
+not changed.
+"""
+EXAMPLES = f"""\
+criteria: {", ".join(criteria.NAMES[:-1])} and
+{criteria.NAMES[-1]}. docs/criteria.md has their formulas and what they need. snip and grasp need
+labels, which all data sets here have.
+
+examples:
+  pxfast compare pxfast.models:resnet20 --model-arg in_channels=1 --data digits --density 0.05
+  pxfast compare pxfast.models:resnet20 --model-arg in_channels=1 --data digits --size 16 \\
+      --density 0.02 --train 10 --plot densities.png
+  pxfast compare timm:resnet50 --data imagefolder:imagenet --sparsity 0.9 --rounds 10 \\
+      --criteria px synflow magnitude --json > comparison.json
+"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declares the options that only this command has."""
+    group = parser.add_argument_group("pruning")
+    amount = group.add_mutually_exclusive_group(required=True)
+    amount.add_argument(
+        "--density", type=float, metavar="D", help="fraction of the weights to keep, in (0, 1]"
+    )
+    amount.add_argument(
+        "--sparsity", type=float, metavar="S", help="fraction to remove, in [0, 1): 1 - density"
+    )
+    group.add_argument(
+        "--criteria",
+        nargs="+",
+        choices=criteria.NAMES,
+        metavar="NAME",
+        help=f"what is compared (default: {' '.join(DEFAULT_CRITERIA)})",
+    )
+    group.add_argument(
+        "--rounds",
+        type=int,
+        metavar="R",
+        help="rounds of pruning by each criterion (default: as in its paper, 100 for the px and "
+        "synflow families and ntk-sap, 1 for the others)",
+    )
+    group.add_argument(
+        "--scope",
+        choices=("global", "layer"),
+        default="global",
+        help="all weights compete, or every layer keeps the same fraction",
+    )
+    group.add_argument(
+        "--batchnorm",
+        choices=("running", "data"),
+        default="running",
+        help="statistics that BatchNorm uses, for px, px-joint, snip and grasp",
+    )
+    group.add_argument("--include", nargs="+", action="extend", metavar="GLOB", help="see prune")
+    group.add_argument("--exclude", nargs="+", action="extend", metavar="GLOB", help="see prune")
+    training = parser.add_argument_group("training")
+    training.add_argument(
+        "--train",
+        type=int,
+        metavar="EPOCHS",
+        help="train on the training part of the data (SGD with momentum and a cosine schedule), "
+        "and show the accuracy on the test part",
+    )
+    training.add_argument("--lr", type=float, default=0.05, help="learning rate at the start")
+    results = parser.add_argument_group("results")
+    results.add_argument(
+        "--json", action="store_true", help="print JSON, with all layers, instead of the table"
+    )
+    results.add_argument(
+        "--plot", type=Path, metavar="FILE", help="picture of the densities: .png, .svg or .pdf"
+    )
+    parser.set_defaults(run=compare)
+
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Prints the comparison."""
+    _check_plot(arguments.plot)
+    train = _trainer(arguments)
+    model, batches = _model(arguments), _batches(arguments)
+    comparison = find_comparison(
+        model,
+        batches,
+        density=arguments.density,
+        sparsity=arguments.sparsity,
+        criteria=arguments.criteria or DEFAULT_CRITERIA,
+        rounds=arguments.rounds,
+        scope=arguments.scope,
+        batchnorm=arguments.batchnorm,
+        include=arguments.include,
+        exclude=arguments.exclude,
+        train=train,
+    )
+    if arguments.json:
+        print(comparison.to_json())
+    else:
+        print(comparison.table())
+        if train is not None:
+            print("Each trained once: differences of a point or two mean nothing.")
+    if arguments.plot is not None:
+        plot(comparison, arguments.plot)
+        if not arguments.json:
+            print(f"picture: {arguments.plot}")
+
+
+def _trainer(arguments: argparse.Namespace) -> Callable[[nn.Module], float] | None:
+    """What trains and tests, on the data that the arguments name."""
+    if arguments.train is None:
+        return None
+    if arguments.train < 1:
+        raise PxfastError(f"--train must be at least 1 epoch, got {arguments.train}")
+    train_set = pxfast.data.load(arguments.data, size=arguments.size)
+    test_set = pxfast.data.load(arguments.data, train=False, size=arguments.size)
+    return lambda model: train_and_test(
+        model,
+        train_set,
+        test_set,
+        epochs=arguments.train,
+        lr=arguments.lr,
+        batch_size=arguments.batch_size,
+        seed=arguments.seed,
+    )

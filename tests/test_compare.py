@@ -1,0 +1,393 @@
+"""compare(), its training and its command."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import warnings
+from pathlib import Path
+
+import nets
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import pxfast
+from pxfast.cli import compare as command
+from pxfast.cli import main, parser
+from pxfast.compare import Comparison, Entry, compare, jaccard, plot
+from pxfast.training import accuracy, train_and_test
+
+SOURCE = """
+from torch import nn
+
+def net(width=12):
+    return nn.Sequential(
+        nn.Conv2d(1, width, 3, 2), nn.BatchNorm2d(width), nn.ReLU(),
+        nn.Conv2d(width, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 10),
+    )
+"""
+
+
+def batch(shape=(1, 4, 4)):
+    return nets.random_batch(shape, 6), torch.arange(6) % 3
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch) -> str:
+    """The name of a small model; the test runs in an empty folder beside it."""
+    path = tmp_path / "nets_of_a_user.py"
+    path.write_text(SOURCE)
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return f"{path}:net"
+
+
+# ---- compare()
+
+
+def test_masks_are_those_of_prune():
+    model, data = nets.batchnorm(), [batch()]
+    names = ("snip", "px", "random", pxfast.criteria.GraSP(temperature=1))
+    found = compare(model, data, density=0.4, criteria=names, rounds=2)
+    assert [entry.criterion for entry in found.entries] == ["snip", "px", "random", "grasp"]
+    for entry, criterion in zip(found.entries, names, strict=True):
+        expected = pxfast.prune(model, data, density=0.4, criterion=criterion, rounds=2)
+        assert entry.masks == expected
+        assert entry.rounds == 2 and entry.seconds > 0 and entry.error is None
+        assert entry.overlap == jaccard(expected, found.entries[1].masks)
+        assert entry.densities == {layer.name: layer.density for layer in expected.layers}
+    assert (found.density, found.reference, found.weights) == (0.4, "px", 44)
+    assert found.entries[1].overlap == 1
+
+
+def test_rounds_are_those_of_the_papers():
+    data = batch((4,))
+    found = compare(nets.mlp(), data, sparsity=0.5, criteria=["synflow", "snip", "magnitude"])
+    assert [entry.rounds for entry in found.entries] == [100, 1, 1]
+    assert found.reference == "synflow"
+    with pytest.raises(ValueError, match="rounds must be at least 1, got 0"):
+        compare(nets.mlp(), data, density=0.5, rounds=0)
+
+
+def test_jaccard_by_hand():
+    a = {"w": torch.tensor([True, True, False, False]), "v": torch.tensor([True])}
+    b = {"w": torch.tensor([True, False, True, False]), "v": torch.tensor([True])}
+    assert jaccard(a, b) == 2 / 4
+    assert jaccard(a, a) == 1
+
+
+class TwoHeads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.unused, self.head = nn.Linear(4, 5), nn.Linear(5, 9), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return {"scores": self.head(self.body(x).relu()), "other": x}
+
+
+def test_all_compete_for_the_weights_that_the_output_uses():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = compare(
+            TwoHeads(), batch((4,)), density=0.5, rounds=1, output="scores", exclude="head.bias",
+            criteria=["magnitude", "random", "snip", "px"],
+        )  # fmt: skip
+    for entry in found.entries:
+        assert list(entry.masks) == ["body.weight", "head.weight"]
+        assert entry.masks.kept == 18
+    assert found.weights == 35
+
+
+def test_options_reach_the_criteria_that_take_them():
+    model, data = nets.batchnorm(), batch()
+    arguments = {"density": 0.4, "rounds": 1, "scope": "layer"}
+    found = compare(model, data, criteria=["px-joint", "magnitude"], batchnorm="data", **arguments)
+    for entry, options in zip(found.entries, ({"batchnorm": "data"}, {}), strict=True):
+        expected = pxfast.prune(model, data, criterion=entry.criterion, **options, **arguments)
+        assert entry.masks == expected
+        assert entry.masks.provenance["scope"] == "layer"
+
+
+def test_a_failure_is_an_entry():
+    class Failing:
+        name = "failing"
+
+        def score(self, model, data, *, masks, include):
+            raise pxfast.errors.RangeError("out of range")
+
+    found = compare(nets.mlp(), batch((4,)), density=0.5, criteria=[Failing(), "px"], rounds=2)
+    failed, worked = found.entries
+    assert failed.masks is None and "out of range" in failed.error
+    assert worked.masks is not None and found.reference == "px"
+    assert "failing failed: " in found.table()
+    assert json.loads(found.to_json())["criteria"][0]["error"] == failed.error
+    with pytest.raises(pxfast.errors.RangeError, match="out of range"):
+        compare(nets.mlp(), batch((4,)), density=0.5, criteria=[Failing()])
+
+
+def test_arguments_are_checked_before_the_work():
+    model, data = nets.mlp(), batch((4,))
+    for arguments, message in (
+        ({"density": 2}, r"density must be in \(0, 1\]"),
+        ({}, "exactly one of density"),
+        ({"density": 0.5, "criteria": ["snap"]}, "expected one of px"),
+        ({"density": 0.5, "criteria": []}, "at least one"),
+        ({"density": 0.5, "include": "head"}, "matches no weight"),
+        ({"density": 1e-9}, "rounds to no weight"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            compare(model, data, **arguments)
+
+
+def test_training_sees_every_masked_copy_and_the_dense_model():
+    model, data = nets.batchnorm(), batch()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    seen = []
+
+    def train(masked):
+        weights = [masked[0].weight, masked[3].weight, masked[8].weight, masked[11].weight]
+        seen.append(sum(int(weight.count_nonzero()) for weight in weights))
+        with torch.no_grad():
+            masked[0].weight.zero_()
+        return 10.0 * len(seen)
+
+    found = compare(
+        model, data, density=0.5, criteria=["px", "random"], rounds=1, train=train, progress=True
+    )
+    assert seen == [22, 22, 44]
+    assert [entry.accuracy for entry in found.entries] == [10.0, 20.0]
+    assert found.dense_accuracy == 30.0
+    assert model.state_dict().keys() == state.keys()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_the_bar_counts_every_round(capsys):
+    compare(nets.mlp(), batch((4,)), density=0.5, criteria=["px", "snip"], rounds=3, progress=True)
+    shown = capsys.readouterr().err
+    assert "6/6" in shown and "snip" in shown
+    compare(nets.mlp(), batch((4,)), density=0.5, criteria=["snip"], rounds=1, progress=False)
+    assert capsys.readouterr().err == ""
+
+
+# ---- table, JSON, picture
+
+
+def comparison(layers=3):
+    def masks(kept):
+        names = [f"stage{index // 6}.block{index % 6}.weight" for index in range(layers)]
+        return pxfast.Masks(
+            {name: torch.arange(100) < kept * (i % 9) for i, name in enumerate(names)}
+        )
+
+    entries = (
+        Entry("px", 100, 1.25, masks(5), 1.0, 91.26),
+        Entry("snip", 1, 0.5, masks(3), 0.6, 80.0),
+        Entry("grasp", 1, 0.5, error="no labels"),
+    )
+    return Comparison(entries, 0.05, "px", 300, 95.0)
+
+
+def test_the_table():
+    lines = comparison().table().splitlines()
+    assert lines[0].split() == [
+        *("criterion", "rounds", "seconds", "density", "empty", "layers", "lowest", "layer"),
+        *("median", "layer", "overlap", "px", "accuracy"),
+    ]
+    assert lines[2].split() == _cells("px 100 1.25 5.000% 1 of 3 0% 5% 100.0% 91.3%")
+    assert lines[3].split() == _cells("snip 1 0.50 3.000% 1 of 3 0% 3% 60.0% 80.0%")
+    assert lines[4].split() == ["dense", "95.0%"]
+    assert lines[5:] == ["grasp failed: no labels"]
+    untrained = Comparison(comparison().entries, 0.05, "px", 300).table()
+    assert "accuracy" not in untrained and "dense" not in untrained
+
+
+def _cells(line):
+    return line.split()
+
+
+def test_json_says_everything():
+    facts = json.loads(comparison().to_json())
+    assert (facts["density"], facts["reference"], facts["dense_accuracy"]) == (0.05, "px", 95.0)
+    first, second, third = facts["criteria"]
+    assert first["layer_densities"] == {
+        "stage0.block0.weight": 0.0,
+        "stage0.block1.weight": 0.05,
+        "stage0.block2.weight": 0.1,
+    }
+    assert first["empty_layers"] == ["stage0.block0.weight"]
+    assert (first["lowest_layer_density"], first["median_layer_density"]) == (0.0, 0.05)
+    assert (second["overlap"], second["accuracy"], second["seconds"]) == (0.6, 80.0, 0.5)
+    assert (third["error"], third["density"], third["layer_densities"]) == ("no labels", None, {})
+
+
+@pytest.mark.parametrize("layers", [1, 3, 300])
+def test_the_picture_names_criteria_and_marks_empty_layers(tmp_path, layers):
+    found = comparison(max(layers, 2))
+    path = tmp_path / "densities.svg"
+    plot(found, path)
+    text = path.read_text()
+    for said in ("px", "snip", "marks empty layers"):
+        assert f"<!-- {said}" in text or said in text
+    assert "grasp" not in text
+    assert text.count("stage") <= 2 * 41
+    plot(found, tmp_path / "densities.png")
+    assert (tmp_path / "densities.png").read_bytes().startswith(b"\x89PNG")
+
+
+# ---- training
+
+
+def classes(samples, seed):
+    """Three classes that a linear layer can tell apart."""
+    labels = torch.arange(samples) % 3
+    noise = torch.randn(samples, 4, generator=torch.Generator().manual_seed(seed))
+    return TensorDataset(3 * nn.functional.one_hot(labels, 4) + noise, labels)
+
+
+def test_training_learns_keeps_zeros_and_is_seeded():
+    data, test = classes(70, 0), classes(60, 1)
+    net = functools.partial(nets.mlp, sizes=(4, 32, 3))
+    masks = pxfast.Masks(nets.random_masks(net(), 0.6))
+    model = masks.apply_(net())
+    again = masks.apply_(net())
+    before = accuracy(model, test)
+    rng = torch.get_rng_state()
+    arguments = {"epochs": 20, "batch_size": 16, "lr": 0.1}
+    found = train_and_test(model, data, test, seed=3, **arguments)
+    assert before < 60 and found > 85
+    assert torch.equal(torch.get_rng_state(), rng)
+    for name, mask in masks.items():
+        assert not model.get_submodule(name.removesuffix(".weight")).weight[~mask].any()
+    torch.manual_seed(99)
+    assert train_and_test(again, data, test, seed=3, **arguments) == found
+    assert torch.equal(model[0].weight, again[0].weight)
+    other = masks.apply_(net())
+    train_and_test(other, data, test, seed=4, **arguments)
+    assert not torch.equal(model[0].weight, other[0].weight)
+
+
+def test_accuracy_by_hand():
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(()))
+
+        def forward(self, x):
+            assert not self.training
+            return {"other": -x, "scores": x}
+
+    logits = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 3.0]])
+    test = TensorDataset(logits, torch.tensor([0, 1, 0]))
+    assert accuracy(Fixed().train(), test, batch_size=2, output="scores") == 100 * 2 / 3
+
+
+# ---- the command
+
+
+def run(*arguments: object) -> int:
+    return main([str(argument) for argument in arguments])
+
+
+def test_the_command_compares_trains_and_draws(model, capsys):
+    status = run(
+        *("compare", model, "--data", "digits", "--density", 0.3, "--rounds", 2),
+        *("--criteria", "px", "snip", "random", "--train", 1, "--plot", "p.png"),
+    )
+    assert status == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    lines = captured.out.splitlines()
+    assert [line.split()[0] for line in lines[2:6]] == ["px", "snip", "random", "dense"]
+    assert "Each trained once" in lines[6] and lines[7] == "picture: p.png"
+    assert float(lines[5].split()[-1].rstrip("%")) > 20  # chance is 10
+    assert Path("p.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command_prints_nothing_but_json(model, capsys):
+    arguments = ("compare", model, "--data", "digits", "--density", 0.3, "--rounds", 1)
+    assert run(*arguments, "--json", "--plot", "p.png") == 0
+    facts = json.loads(capsys.readouterr().out)
+    names = [entry["criterion"] for entry in facts["criteria"]]
+    assert names == ["px", "px-joint", "snip", "synflow", "magnitude", "random"]
+    torch.manual_seed(0)
+    built = pxfast.loading.load_model(model, {})
+    data = [tuple(map(torch.stack, zip(*((x, y) for x, y in _subset()), strict=True)))]
+    masks = pxfast.prune(built, data, density=0.3, rounds=1, criterion="snip")
+    densities = {layer.name: layer.density for layer in masks.layers}
+    assert facts["criteria"][2]["layer_densities"] == densities
+
+
+def _subset():
+    return pxfast.balanced_subset(pxfast.data.digits(), 10, 0)
+
+
+def test_every_option_reaches_the_function(model, monkeypatch):
+    calls = []
+
+    def find(built, data, **options):
+        calls.append((data, options))
+        return comparison()
+
+    monkeypatch.setattr(command, "find_comparison", find)
+    status = run(
+        *("compare", model, "--data", "digits", "--sparsity", 0.7, "--criteria", "grasp", "px"),
+        *("--scope", "layer", "--batchnorm", "data", "--include", "0.*", "--exclude", "6.*"),
+        *("--per-class", 2, "--batch-size", 15),
+    )
+    assert status == 0
+    ((data, options),) = calls
+    assert [len(x) for x, _ in data] == [15, 5]
+    assert options == {
+        **{"density": None, "sparsity": 0.7, "criteria": ["grasp", "px"], "rounds": None},
+        **{"scope": "layer", "batchnorm": "data", "include": ["0.*"], "exclude": ["6.*"]},
+        "train": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--density", 2], "density must be in (0, 1], got 2.0"),
+        (["--density", 0.1, "--train", 0], "--train must be at least 1 epoch, got 0"),
+        (["--density", 0.1, "--plot", "p.gif"], "--plot: expected a file ending in .png"),
+        (["--density", 0.1, "--rounds", 0], "rounds must be at least 1, got 0"),
+        (["--density", 0.1, "--data", "random:3x8x8"], "could not be scored on batch 1"),
+    ],
+)
+def test_the_command_says_what_is_wrong(model, capsys, options, message):
+    assert run("compare", model, "--data", "digits", *options) == 1
+    captured = capsys.readouterr()
+    assert captured.out == "" and message in captured.err
+    assert captured.err.startswith("pxfast compare: ") and "Traceback" not in captured.err
+
+
+def test_an_unknown_criterion_is_wrong_usage(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["compare", "m:f", "--data", "digits", "--density", "0.1", "--criteria", "snap"])
+    assert caught.value.code == 2
+    assert "invalid choice: 'snap'" in capsys.readouterr().err
+
+
+def test_the_examples_of_the_help_parse():
+    text = command.EXAMPLES.replace("\\\n", "")
+    lines = [line.split(">")[0].split() for line in text.splitlines() if " pxfast " in line]
+    assert len(lines) == 3
+    for line in lines:
+        assert parser.build_parser().parse_args(line[1:]).command == "compare"
+
+
+def test_prune_takes_every_criterion(model, capsys):
+    arguments = ("prune", model, "--data", "digits", "--density", 0.3, "--rounds", 1)
+    assert run(*arguments, "--criterion", "grasp") == 0
+    assert "made by: grasp" in capsys.readouterr().out
+    assert pxfast.Masks.load("masks.safetensors").provenance["criterion"] == "grasp"
+
+
+def test_models_are_copied_only_to_train(monkeypatch):
+    monkeypatch.setattr(copy, "deepcopy", None)
+    found = compare(nets.mlp(), batch((4,)), density=0.5, criteria=["px"], rounds=1)
+    assert found.entries[0].masks is not None
