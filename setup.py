@@ -1,6 +1,6 @@
 """Hands libpxfast.so, which CMake builds, to setuptools. Sources and flags stand in CMakeLists.txt.
 
-torch is not a build requirement: an isolated build would fetch one of several gigabytes. Its headers
+torch is no build requirement: an isolated build would fetch one of several gigabytes. Its headers
 and libraries are taken from the environment that pxfast is installed into, without importing it.
 Environment variables:
 
