@@ -41,7 +41,10 @@ def parser() -> argparse.ArgumentParser:
     for name, module in jobs().items():
         doc = module.__doc__ or ""
         command = subcommands.add_parser(
-            name, help=doc.partition("\n")[0], description=doc, formatter_class=_Help
+            name,
+            help=doc.partition("\n")[0].replace("%", "%%"),
+            description=doc,
+            formatter_class=_Help,
         )
         command.add_argument("--threads", type=int, help="threads of torch (its own default)")
         command.add_argument("--results", type=Path, default=RESULTS, help="folder of the JSON")
