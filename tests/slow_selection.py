@@ -3,74 +3,85 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-# Many ties, zeros of both signs, magnitudes that no float64 sum holds together.
+# Many ties, zeros of both signs, magnitudes that float32 cannot add.
 POOL = [0.0, -0.0, 0.25, 0.5, 1.0, 1.0, 3.0, -2.0, 2.0**40, 2.0**-30, 1.1, 0.1]
 SHAPES = [(3, 4), (2, 8), (4, 4, 1), (2, 4, 1, 2), (1, 8), (4, 1), (3, 2, 2)]
 
 
 @dataclass
 class Unit:
-    """What is kept as one: its weights as (layer, flat index), their exact sum, if any lives."""
+    """What is kept as one: its weights as (layer, flat index), their sum, if any lives."""
 
     layer: Hashable
     weights: list[tuple[str, int]]
-    score: Fraction
+    score: float
     alive: bool
 
 
-def single_weights(scores: Mapping[str, Tensor], alive: Mapping[str, Tensor]) -> list[Unit]:
-    return [
-        unit(name, [(name, index)], scores, alive)
-        for name, score in scores.items()
-        for index in range(score.numel())
-    ]
+class Layers:
+    """Scores and earlier masks as plain lists, and what is selected from them."""
 
+    def __init__(self, scores: Mapping[str, Tensor], alive: Mapping[str, Tensor]) -> None:
+        self.shapes = {name: score.shape for name, score in scores.items()}
+        self.scores = {name: score.double().flatten().tolist() for name, score in scores.items()}
+        self.alive = {
+            name: alive[name].bool().flatten().tolist() if name in alive else [True] * len(values)
+            for name, values in self.scores.items()
+        }
 
-def output_channels(scores: Mapping[str, Tensor], alive: Mapping[str, Tensor]) -> list[Unit]:
-    units = []
-    for name, score in scores.items():
-        size = score.numel() // score.shape[0]
-        for o in range(score.shape[0]):
-            weights = [(name, o * size + i) for i in range(size)]
-            units.append(unit(name, weights, scores, alive))
-    return units
+    def unit(self, layer: Hashable, weights: list[tuple[str, int]]) -> Unit:
+        living = [(name, index) for name, index in weights if self.alive[name][index]]
+        total = math.fsum(self.scores[name][index] for name, index in living)  # rounded once
+        return Unit(layer, weights, total, bool(living))
 
+    def single_weights(self) -> list[Unit]:
+        return [
+            self.unit(name, [(name, index)])
+            for name, values in self.scores.items()
+            for index in range(len(values))
+        ]
 
-def unit(layer, weights, scores, alive) -> Unit:
-    living = [(n, i) for n, i in weights if n not in alive or bool(alive[n].flatten()[i])]
-    total = sum((Fraction(float(scores[n].flatten()[i])) for n, i in living), Fraction(0))
-    return Unit(layer, weights, total, bool(living))
+    def output_channels(self) -> list[Unit]:
+        sizes = {name: math.prod(shape[1:]) for name, shape in self.shapes.items()}
+        return [
+            self.unit(name, [(name, output * sizes[name] + i) for i in range(sizes[name])])
+            for name, shape in self.shapes.items()
+            for output in range(shape[0])
+        ]
 
+    def keep(
+        self, units: list[Unit], count: int, min_density: float | None = None
+    ) -> dict[str, Tensor] | None:
+        """Floors first, then the rest by score; of equals the earlier; only what is alive.
 
-def keep(
-    units: list[Unit],
-    scores: Mapping[str, Tensor],
-    alive: Mapping[str, Tensor],
-    count: int,
-    min_density: float | None = None,
-) -> dict[str, Tensor]:
-    """Floors first, then the rest by score; of equals the earlier; only what is alive."""
-    order = sorted((u for u in range(len(units)) if units[u].alive), key=lambda u: -units[u].score)
-    chosen: set[int] = set()
-    if min_density is not None:
-        for layer in dict.fromkeys(u.layer for u in units):
-            size = sum(u.layer == layer for u in units)
-            floor = next(k for k in range(1, size + 1) if k / size >= min_density)
-            chosen.update([u for u in order if units[u].layer == layer][:floor])
-    chosen.update([u for u in order if u not in chosen][: count - len(chosen)])
-    masks = {name: torch.zeros(score.numel(), dtype=torch.bool) for name, score in scores.items()}
-    for u in chosen:
-        for name, index in units[u].weights:
-            masks[name][index] = name not in alive or bool(alive[name].flatten()[index])
-    return {name: mask.view(scores[name].shape) for name, mask in masks.items()}
+        None if the floors alone are more than what is to be kept.
+        """
+        living = [u for u in range(len(units)) if units[u].alive]
+        order = sorted(living, key=lambda u: -units[u].score)
+        chosen: set[int] = set()
+        if min_density is not None:
+            for layer in {unit.layer for unit in units}:
+                size = sum(unit.layer == layer for unit in units)
+                floor = next(k for k in range(1, size + 1) if k / size >= min_density)
+                chosen.update([u for u in order if units[u].layer == layer][:floor])
+        if len(chosen) > count:
+            return None
+        chosen.update([u for u in order if u not in chosen][: count - len(chosen)])
+        kept = {weight for u in chosen for weight in units[u].weights}
+        return {
+            name: torch.tensor(
+                [alive and (name, i) in kept for i, alive in enumerate(self.alive[name])]
+            ).view(shape)
+            for name, shape in self.shapes.items()
+        }
 
 
 def n_of_m(scores: Tensor, alive: Tensor | None, n: int, m: int) -> Tensor:

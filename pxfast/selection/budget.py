@@ -155,8 +155,8 @@ def with_floors(units: Units, min_density: float) -> Units:
 
     Args:
         units: The units, none of them reserved.
-        min_density: The least fraction of each layer that is kept, at least one unit; all that are
-            alive, where earlier masks have left fewer.
+        min_density: The least fraction of each layer that is kept, above 0 and so at least one
+            unit; all that are alive, where earlier masks have left fewer.
     """
     reserved = {}
     for name, score in units.scores.items():
@@ -190,6 +190,8 @@ def _keep_highest(units: Units, share: Budget) -> dict[str, Tensor]:
 
 
 def _least(fraction: float, total: int) -> int:
-    """Returns the smallest number, at least 1, that is this fraction of a total or more."""
-    count = math.ceil(fraction * total)  # may be one too many: 0.07 * 100 is above 7
-    return max(1, count - 1 if (count - 1) / max(total, 1) >= fraction else count)
+    """Returns the smallest number that is this fraction of a total, or more."""
+    if total == 0:
+        return 0
+    near = math.floor(fraction * total)  # rounded: 0.07 * 100 is above 7
+    return next(k for k in range(max(near - 1, 0), near + 3) if k / total >= fraction)

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from slow_selection import POOL, Layers, assert_same
 from torch import nn
 
 import pxfast
@@ -55,10 +60,58 @@ def magnitudes(model: nn.Module) -> pxfast.Scores:
 ATTENTION = {"packed": packed, "separate": separate, "fused": Fused}
 
 
+@st.composite
+def attention_layers(draw: st.DrawFn):
+    """Scores of two attention layers and one other, in any order, and the weights of each head."""
+    layouts, shapes, weights = {}, {"fc": (2, 3)}, {}
+    for layer in "ab":
+        heads, size = draw(st.integers(1, 3)), draw(st.integers(1, 2))
+        layouts[layer] = HeadLayout(
+            heads, outputs={f"{layer}.qkv": 3, f"{layer}.r": 1}, inputs={f"{layer}.proj": 1}
+        )
+        shapes[f"{layer}.qkv"], shapes[f"{layer}.r"] = (3 * heads * size, 2), (heads * size, 1, 2)
+        shapes[f"{layer}.proj"] = (2, heads * size)
+        for head, block, i, j in itertools.product(range(heads), range(3), range(size), range(2)):
+            row, own = (block * heads + head) * size + i, weights.setdefault((layer, head), [])
+            own.append((f"{layer}.qkv", 2 * row + j))
+            if block == 0:
+                own.append((f"{layer}.r", 2 * (head * size + i) + j))
+                own.append((f"{layer}.proj", j * heads * size + head * size + i))
+    scores, alive = {}, {}
+    for name in draw(st.permutations(list(shapes))):
+        size = torch.Size(shapes[name]).numel()
+        values = st.lists(st.sampled_from(POOL), min_size=size, max_size=size)
+        scores[name] = torch.tensor(draw(values)).view(shapes[name])
+        if draw(st.booleans()):
+            living = st.lists(st.booleans(), min_size=size, max_size=size)
+            alive[name] = torch.tensor(draw(living)).view(shapes[name])
+    return layouts, weights, scores, alive
+
+
+@settings(max_examples=40, deadline=None)
+@given(attention_layers(), st.data(), st.sampled_from([None, 0.01, 0.5]))
+def test_equals_a_stable_sort_of_exact_sums(case, data, min_density):
+    layouts, weights, scores, alive = case
+    slow, first = Layers(scores, alive), [name[0] for name in scores]
+    order = sorted(weights, key=lambda head: (first.index(head[0]), head[1]))
+    units = [slow.unit(layer, weights[layer, head]) for layer, head in order]
+    living = sum(unit.alive for unit in units)
+    assume(living)
+    count = data.draw(st.integers(1, living))
+    expected = slow.keep(units, count, min_density)
+    options = {"density": count / len(units), "min_density": min_density, "masks": alive}
+    if expected is None:
+        with pytest.raises(MaskError, match=r"but min_density reserves \d+"):
+            pxfast.Scores(scores).masks(pattern=Heads(layouts), **options)
+    else:
+        expected["fc"] = alive.get("fc", torch.ones(2, 3)).bool()
+        assert_same(pxfast.Scores(scores).masks(pattern=Heads(layouts), **options), expected)
+
+
 @pytest.mark.parametrize("kind", ATTENTION)
 @pytest.mark.parametrize("removed", range(4))
 def test_slices_of_a_head(kind, removed):
-    """Scores that are 0 in one head's slices, found by perturbing what the head computes."""
+    """Of scores that are 0 in one head's slices."""
     torch.manual_seed(removed)
     attention = ATTENTION[kind]()
     scores = {n: torch.ones_like(p) for n, p in attention.named_parameters() if p.dim() > 1}
