@@ -227,14 +227,26 @@ def test_names_and_shapes_that_do_not_fit_are_told(tmp_path):
     state["head.weight"] = state.pop("0.weight")
     state["2.weight"] = torch.zeros(3, 5)
     torch.save(state, tmp_path / "net.pt")
-    model = net()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(ModelError) as caught:
-        load_weights_(model, tmp_path / "net.pt")
+        load_weights_(net(), tmp_path / "net.pt")
     message = str(caught.value)
     assert "missing from the file: 0.weight;" in message
     assert "unknown to the model: head.weight;" in message
     assert "of another shape: 2.weight (model [2, 5], file [3, 5])" in message
+
+
+@pytest.mark.parametrize("change", ["missing", "unknown", "of another shape"])
+def test_a_model_that_a_checkpoint_does_not_fit_stays_as_it_was(tmp_path, change):
+    state = net().state_dict()
+    if change == "missing":
+        del state["2.bias"]
+    else:
+        state["head.bias" if change == "unknown" else "2.bias"] = torch.zeros(7)
+    torch.save(state, tmp_path / "net.pt")
+    model = net()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ModelError, match=change):
+        load_weights_(model, tmp_path / "net.pt")
     assert same(model, before)
 
 
