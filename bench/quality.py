@@ -66,8 +66,8 @@ def measure(arguments: argparse.Namespace) -> Result:
         },
         rows=[_row(method, runs) for method in arguments.methods],
         notes=[
-            "Accuracy on the test part, after the last epoch; ± is the standard deviation over "
-            "seeds. Chance is 10%.",
+            "Accuracy on the test part, after the last epoch of bench/_training.py's recipe; ± is "
+            "the standard deviation over seeds. Chance is 10%.",
             "official is the last version of the paper's code (docs/method.md, section 8). When it "
             "has emptied a layer all scores are 0, and it then removes every weight.",
         ],

@@ -44,9 +44,9 @@ def test_paired_runs_in_turn_and_reverses_every_other_repeat() -> None:
 
 
 def test_paired_times_each_candidate() -> None:
-    candidates = {"short": lambda: time.sleep(0.01), "long": lambda: time.sleep(0.05)}
+    candidates = {"short": lambda: time.sleep(0.03), "long": lambda: time.sleep(0.3)}
     seconds = paired(candidates, repeats=3)
-    assert 3 < ratio(seconds["long"], seconds["short"])["median"] < 6
+    assert 3 < ratio(seconds["long"], seconds["short"])["median"] < 12
 
 
 def test_spread_is_median_and_quartiles() -> None:
