@@ -9,7 +9,7 @@ from pxfast.errors import PxfastError
 
 
 class MissingPackageError(PxfastError, ImportError):
-    """A package that only this use of pxfast needs is not installed."""
+    """A package that only this use of pxfast needs is not installed, or cannot be imported."""
 
 
 def require(module: str, purpose: str, install: str) -> ModuleType:
@@ -24,13 +24,17 @@ def require(module: str, purpose: str, install: str) -> ModuleType:
         The imported module.
 
     Raises:
-        MissingPackageError: If the package is not installed.
+        MissingPackageError: If the package is not installed, or its own import fails.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
-            raise
+        missing = (error.name or module).partition(".")[0]
+        if missing == module.partition(".")[0]:
+            reason = f"is not installed: pip install '{install}'"
+            raise MissingPackageError(f"{purpose} needs {module}, which {reason}") from None
+        raise MissingPackageError(f"{purpose} needs {module}, which needs {missing}") from error
+    except Exception as error:  # such as an extension built for another torch
         raise MissingPackageError(
-            f"{purpose} needs {error.name}, which is not installed: pip install '{install}'"
-        ) from None
+            f"{purpose} needs {module}, whose import fails: {type(error).__name__}: {error}"
+        ) from error

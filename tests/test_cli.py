@@ -149,6 +149,21 @@ def test_no_progress_bar_where_there_is_no_terminal(model, capsys):
     assert capsys.readouterr().err == ""
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_gets_a_progress_bar_with_the_density(model, monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    assert prune(model, "--density", 0.5) == 0
+    assert "pruning: 100%" in terminal.getvalue()
+    assert "3/3" in terminal.getvalue()
+    kept = pxfast.Masks.load("masks.safetensors").density
+    assert f"density {kept:.3%}" in terminal.getvalue()
+
+
 def test_warnings_are_one_line_each(model, capsys, monkeypatch):
     def find_masks(built, data, **options):
         warnings.warn("layer 3 is empty", stacklevel=1)
@@ -171,7 +186,7 @@ def test_score_writes_the_scores_that_the_function_finds(model, capsys):
     output = capsys.readouterr().out
     for name, total in expected.totals().items():
         (line,) = [line for line in output.splitlines() if line.startswith(name)]
-        assert line.split()[1:] == [str(expected[name].numel()), f"{total:.6f}"]
+        assert line.split()[1:] == [str(expected[name].numel()), f"{total:.6g}"]
     assert "made by: px, 100 samples" in output
 
 

@@ -143,7 +143,7 @@ def _totals_table(scores: Scores) -> str:
     names = max([len(name) for name in totals] + [len("weight")])
     lines = [f"{'weight':{names}}  {'weights':>12}  {'total':>10}"]
     lines += [
-        f"{name:{names}}  {scores[name].numel():12,}  {total:10.6f}"
+        f"{name:{names}}  {scores[name].numel():12,}  {total:>10.6g}"
         for name, total in totals.items()
     ]
     return "\n".join(lines)
