@@ -9,6 +9,7 @@ and dense.
 
 from __future__ import annotations
 
+import argparse
 import copy
 import shlex
 import subprocess
@@ -21,21 +22,27 @@ import torch
 import pxfast
 from pxfast.data import digits
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench._training import train  # noqa: E402
+from bench._training import train
 
-OUTPUT = Path("demo-output")  # in ROOT
 DENSITY = 0.02
 SEED = 0
 
 
 def main() -> None:
     """Prunes, trains three networks, prints their accuracies."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=100, help="of pruning (default: 100)")
+    parser.add_argument("--epochs", type=int, default=10, help="of training (default: 10)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("demo-output"), help="folder of results"
+    )
+    arguments = parser.parse_args()
+
     start = time.perf_counter()
-    (ROOT / OUTPUT).mkdir(exist_ok=True)
-    masks = prune()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    masks = prune(arguments.output, arguments.rounds)
     print(f"\npruned in {time.perf_counter() - start:.0f} s; now training\n")
 
     torch.manual_seed(SEED)  # as --seed does: the network that was pruned
@@ -47,7 +54,14 @@ def main() -> None:
     }
     train_set, test_set = digits(train=True), digits(train=False)
     accuracies = {
-        name: train(model, train_set, test_set, seed=SEED, title=f"training {name}")
+        name: train(
+            model,
+            train_set,
+            test_set,
+            epochs=arguments.epochs,
+            seed=SEED,
+            title=f"training {name}",
+        )
         for name, model in candidates.items()
     }
 
@@ -55,23 +69,23 @@ def main() -> None:
     for name, value in accuracies.items():
         kept = masks.total if name == "dense" else masks.kept
         print(f"{name:12}{kept:10,}{kept / masks.total:10.1%}{value:15.1f}%")
-    print(f"\nin all {time.perf_counter() - start:.0f} s; files in {OUTPUT}/")
+    print(f"\nin all {time.perf_counter() - start:.0f} s; files in {arguments.output}/")
 
 
-def prune() -> pxfast.Masks:
+def prune(output: Path, rounds: int) -> pxfast.Masks:
     """Runs `pxfast prune` with the paper's settings and returns the masks that it wrote."""
-    file = OUTPUT / "masks.safetensors"
+    file = output / "masks.safetensors"
     arguments = [
         *("prune", "pxfast.models:resnet20", "--model-arg", "in_channels=1"),
         *("--data", "digits", "--per-class", "10", "--seed", str(SEED)),
-        *("--density", str(DENSITY), "--rounds", "100"),
-        *("--output", str(file), "--plot", str(OUTPUT / "densities.png")),
+        *("--density", str(DENSITY), "--rounds", str(rounds)),
+        *("--output", str(file), "--plot", str(output / "densities.png")),
     ]
     print("$ pxfast", shlex.join(arguments), flush=True)
-    done = subprocess.run([sys.executable, "-m", "pxfast", *arguments], cwd=ROOT, check=False)
+    done = subprocess.run([sys.executable, "-m", "pxfast", *arguments], check=False)
     if done.returncode:
         sys.exit(done.returncode)  # it has said why
-    return pxfast.Masks.load(ROOT / file)
+    return pxfast.Masks.load(file)
 
 
 def random_masks(masks: pxfast.Masks) -> pxfast.Masks:

@@ -128,12 +128,29 @@ def test_accuracy_counts_right_answers():
     assert accuracy(Fixed(), data) == 75.0
 
 
-def test_the_example_keeps_its_zeros():
-    command = [sys.executable, "examples/train_pruned.py", "--optimiser", "adamw"]
+def example(*arguments: object) -> str:
+    """What an example prints."""
+    command = [sys.executable, *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, "--rounds", "2", "--epochs", "1"],
-        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
-    assert "exactly those that the masks removed" in done.stdout
+    return done.stdout
+
+
+def test_the_example_keeps_its_zeros():
+    printed = example(
+        "examples/train_pruned.py", "--optimiser", "adamw", "--rounds", 2, "--epochs", 1
+    )
+    assert "exactly those that the masks removed" in printed
+
+
+def test_the_demo_prunes_and_compares(tmp_path):
+    printed = example("examples/demo.py", "--rounds", 3, "--epochs", 1, "--output", tmp_path)
+    masks = pxfast.Masks.load(tmp_path / "masks.safetensors")
+    assert masks.kept == round(0.02 * masks.total)
+    assert (tmp_path / "densities.png").stat().st_size > 0
+    table = {line.split()[0]: line.split()[1:] for line in printed.splitlines() if line}
+    kept, total = f"{masks.kept:,}", f"{masks.total:,}"
+    assert (table["PX"][0], table["random"][0], table["dense"][0]) == (kept, kept, total)
