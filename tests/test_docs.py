@@ -69,7 +69,7 @@ def test_public_names_exist(path: Path) -> None:
     assert unknown_names(text_of(path)) == []
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/extending.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/criteria.md", "docs/extending.md"])
 def test_code_runs_as_it_stands(name: str, tmp_path: Path) -> None:
     code = python_of(ROOT / name)
     assert "import pxfast" in code
