@@ -88,6 +88,7 @@ def test_every_option_of_prune_reaches_the_function(model, monkeypatch):
         *("prune", model, "--model-arg", "width=9", "--data", "digits", "--size", 10),
         *("--per-class", 2, "--batch-size", 15, "--seed", 7, "--sparsity", 0.75),
         *("--rounds", 5, "--schedule", "linear", "--scope", "layer", "--checkpoint", "run.ckpt"),
+        *("--pattern", "channels", "--min-density", 0.05),
         *("--criterion", "px-joint", "--batchnorm", "data", "--masks", "before.safetensors"),
         *("--include", "0.*", "3.*", "--exclude", "6.*", "--exclude", "9.*"),
     )
@@ -99,6 +100,7 @@ def test_every_option_of_prune_reaches_the_function(model, monkeypatch):
     assert list(masks) == ["0.weight"] and masks.density == 1.0
     assert options == {
         **{"density": None, "sparsity": 0.75, "rounds": 5, "schedule": "linear"},
+        **{"pattern": pxfast.patterns.Channels(), "min_density": 0.05},
         **{"scope": "layer", "checkpoint": Path("run.ckpt"), "criterion": "px-joint"},
         **{"batchnorm": "data", "include": ["0.*", "3.*"], "exclude": ["6.*", "9.*"]},
     }
@@ -118,6 +120,19 @@ def test_the_defaults_are_the_paper_s(model, monkeypatch):
     assert options["rounds"] == 100
     assert (options["schedule"], options["scope"]) == ("exponential", "global")
     assert (options["criterion"], options["batchnorm"]) == ("px", "running")
+
+
+def test_a_pattern_sets_the_density_and_is_told(model, capsys):
+    assert prune(model, "--pattern", "2:4") == 0
+    captured = capsys.readouterr()
+    assert "global scope, pattern 2:4, 100 samples" in captured.out
+    assert captured.err == (
+        "warning: pattern=2:4 does not fit, and leaves dense: 0.weight (1 inputs)\n"
+    )
+    masks = pxfast.Masks.load("masks.safetensors")
+    assert [layer.density for layer in masks.layers] == [1.0, 0.5, 0.5]
+    assert prune(model, "--pattern", "channels", "--density", 0.5, "--min-density", 0.3) == 0
+    assert "pattern channels, at least 0.3 of each layer" in capsys.readouterr().out
 
 
 def test_the_seed_chooses_model_and_samples(model):
@@ -335,6 +350,9 @@ def test_a_bug_is_not_hidden(model, monkeypatch):
         ["prune", "m:f", "--data", "digits"],
         ["prune", "m:f", "--data", "digits", "--density", "0.1", "--sparsity", "0.9"],
         ["prune", "m:f", "--data", "digits", "--density", "2%"],
+        ["prune", "m:f", "--data", "digits", "--pattern", "channels"],
+        ["prune", "m:f", "--data", "digits", "--density", "0.1", "--pattern", "4:2"],
+        ["prune", "m:f", "--data", "digits", "--density", "0.1", "--pattern", "diagonal"],
         ["prune", "m:f", "--data", "digits", "--density", "0.1", "--criterion", "unheard"],
         ["report", "m.st", "--json", "--csv"],
         ["unheard"],
@@ -367,7 +385,7 @@ def test_the_examples_of_the_help_parse(capsys):
     texts = [parser._TOP_EXAMPLES, parser._SCORE_EXAMPLES, parser._PRUNE_EXAMPLES]
     text = "\n".join([*texts, parser._REPORT_EXAMPLES]).replace("\\\n", "")
     lines = [line.split(">")[0].split() for line in text.splitlines() if " pxfast " in line]
-    assert len(lines) == 12
+    assert len(lines) == 13
     for line in lines:
         if line[-1] != "--help":
             assert parser.build_parser().parse_args(line[1:]).command == line[1]

@@ -38,6 +38,9 @@ def score(arguments: argparse.Namespace) -> None:
 
 def prune(arguments: argparse.Namespace) -> None:
     """``pxfast prune``: writes the masks, prints the density of each layer."""
+    amounts = (arguments.density, arguments.sparsity, getattr(arguments.pattern, "density", None))
+    if amounts == (None, None, None):
+        arguments.refuse("one of --density, --sparsity and --pattern N:M is needed")
     _check_writable("--output", arguments.output)
     _check_plot(arguments.plot)
     model, batches = _model(arguments), _batches(arguments)
@@ -49,6 +52,8 @@ def prune(arguments: argparse.Namespace) -> None:
         rounds=arguments.rounds,
         schedule=arguments.schedule,
         scope=arguments.scope,
+        pattern=arguments.pattern,
+        min_density=arguments.min_density,
         checkpoint=arguments.checkpoint,
         **_options(arguments),
     )
@@ -156,6 +161,8 @@ def _provenance_line(provenance: Mapping[str, Any]) -> str:
         ("schedule", "{} schedule"),
         ("rounds", "{} rounds"),
         ("scope", "{} scope"),
+        ("pattern", "pattern {}"),
+        ("min_density", "at least {:g} of each layer"),
         ("samples", "{} samples"),
         ("data_pass", "data pass {}"),
         ("seed", "seed {}"),

@@ -12,6 +12,7 @@ from pxfast.cli.commands import prune, report, score
 from pxfast.cli.doctor import doctor
 from pxfast.data import DATA_NAMES
 from pxfast.loading import MODEL_NAMES
+from pxfast.selection.patterns import Pattern, named
 
 _TOP = """\
 Finds which weights of a network to keep, before training it, by Path eXclusion
@@ -35,7 +36,7 @@ examples:
   pxfast score mynets.py:wide --model-arg width=64 --weights wide.pth --data imagefolder:photos
   pxfast score torchvision:resnet18 --data random:3x224x224 --criterion px-joint
 """
-_PRUNE_USAGE = "MODEL --data NAME (--density D | --sparsity S) [options]"
+_PRUNE_USAGE = "MODEL --data NAME (--density D | --sparsity S | --pattern N:M) [options]"
 _PRUNE = """\
 Finds masks of a given density: in every round the network is scored with what is left of it, and
 the lowest scores go. Removed weights never return. The network itself is not changed; masks are
@@ -50,6 +51,7 @@ examples:
       --output masks.safetensors --plot densities.png
   pxfast prune timm:resnet50 --data imagefolder:imagenet --sparsity 0.98 --checkpoint run.ckpt
   pxfast prune mynets.py:wide --data cifar10:data --density 0.1 --exclude 'head.*' 'stem.*'
+  pxfast prune mynets.py:wide --data cifar10:data --pattern 2:4
 """
 _REPORT_USAGE = "MASKS [--json | --csv] [--plot FILE]"
 _REPORT = "Prints how many weights masks keep in every layer, and how the masks were made."
@@ -130,7 +132,7 @@ def _add_prune(parser: argparse.ArgumentParser) -> None:
     _add_model(parser)
     _add_data(parser)
     group = parser.add_argument_group("pruning")
-    amount = group.add_mutually_exclusive_group(required=True)
+    amount = group.add_mutually_exclusive_group()
     amount.add_argument(
         "--density", type=float, metavar="D", help="fraction of the weights to keep, in (0, 1]"
     )
@@ -151,6 +153,19 @@ def _add_prune(parser: argparse.ArgumentParser) -> None:
         help="all weights compete, or every layer keeps the same fraction",
     )
     group.add_argument(
+        "--pattern",
+        type=_pattern,
+        metavar="P",
+        help="what is kept or removed as one: 2:4 or any N:M (which sets the density), channels, "
+        "heads (default: single weights)",
+    )
+    group.add_argument(
+        "--min-density",
+        type=float,
+        metavar="D",
+        help="fraction that every layer keeps at least, against layer collapse",
+    )
+    group.add_argument(
         "--checkpoint",
         type=Path,
         metavar="FILE",
@@ -166,7 +181,14 @@ def _add_prune(parser: argparse.ArgumentParser) -> None:
         help="where the masks go",
     )
     _add_plot(results)
-    parser.set_defaults(run=prune)
+    parser.set_defaults(run=prune, refuse=parser.error)
+
+
+def _pattern(text: str) -> Pattern:
+    try:
+        return named(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
