@@ -35,6 +35,7 @@ $(TOOLS): constraints.txt pyproject.toml | $(BIN)/python
 
 $(INSTALLED): $(TOOLS) $(NATIVE_SOURCES)
 	$(PIP) --no-build-isolation -e '.[demo,test]'
+	$(PIP) --no-deps torchvision  # its dependencies would fetch another torch
 	touch $@
 
 $(LINTERS): $(TOOLS)
@@ -45,7 +46,7 @@ demo: $(INSTALLED) ## prune ResNet-20 on handwritten digits to 2% density, train
 	$(BIN)/python examples/demo.py
 
 test: $(INSTALLED) ## every test
-	$(BIN)/python -m pytest
+	PXFAST_REQUIRE=cpu,torchvision $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: lint-python lint-types lint-cpp lint-results ## every check that needs no run
 

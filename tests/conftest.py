@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 
+# Small networks: waking a second thread costs more than their work, in this process and in others
+# that tests start. The suite runs as several processes instead. Before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 from backends import BACKENDS, Backend
