@@ -74,6 +74,7 @@ bench: $(INSTALLED) ## measure everything again (about an hour) and rewrite the 
 	$(BIN)/python bench/run.py prune --model resnet20
 	$(BIN)/python bench/run.py official-noise
 	$(BIN)/python bench/run.py quality
+	$(BIN)/python bench/run.py squared-linear
 	$(MAKE) tables
 
 tables: $(TOOLS) ## write the tables of README.md and docs/results.md from bench/results
