@@ -5,7 +5,6 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <random>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -49,7 +48,11 @@ constexpr Case kCases[] = {
     {12, 0, 8, false, true, true},
 };
 
-std::mt19937 generator(7);
+unsigned random_bits() {
+  static unsigned state = 7;
+  return (state = state * 1664525u + 1013904223u) >> 8;
+}
+
 bool failed = false;
 
 template <class T>
@@ -88,8 +91,8 @@ T stored(float v) {
 
 template <class T>
 void fill(Array<T>& a, int64_t count) {
-  std::uniform_real_distribution<float> values(0.1f, 1.f);
-  for (int64_t i = 0; i < count; ++i) a[i] = stored<T>(values(generator));
+  for (int64_t i = 0; i < count; ++i)
+    a[i] = stored<T>(0.1f + 0.9f * 0x1p-24f * static_cast<float>(random_bits()));
 }
 
 // Every term is positive, so a relative error bounds every single sum. 2^-23 (2^-52) for each of the at most
@@ -114,7 +117,7 @@ void run(const Case& c) {
   fill(x, T * K), fill(dy, T * O), fill(weight, O * K), fill(saliency, O * K);
   std::vector<double> square(O * K), before(saliency.data(), saliency.data() + O * K);
   for (int64_t i = 0; i < O * K; ++i) {
-    mask[i] = !masked || generator() % 3 != 0;
+    mask[i] = !masked || random_bits() % 3 != 0;
     const double w = px::cuda::widen(weight[i]);
     square[i] = mask[i] ? w * w : 0;
     if (!mask[i]) weight[i] = stored<Weight>(NAN);  // must count as 0

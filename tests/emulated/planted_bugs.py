@@ -63,11 +63,6 @@ BUGS = (
         r"ERROR .*__shfl_xor_sync.* not in (its own )?mask 0xffff",
     ),
     Bug(
-        "a reduction one step short",
-        Change(DEVICE, "int offset = kLanes / 2", "int offset = kLanes / 4"),
-        WRONG,
-    ),
-    Bug(
         "a tail that is read from the next row",
         Change(TILE, "if (outer < rows && inner < indices)", "if (outer < rows)"),
         WRONG,
@@ -93,13 +88,6 @@ BUGS = (
         Change(TILE, "shared[inner + i][outer] =", "shared[outer][inner + i] ="),
         FAILURE,
     ),
-    Bug(
-        "rows and columns of tiles exchanged",
-        Change(
-            TILE,
-            "m0 = tile / tiles_n * Tile::kM, n0 = tile % tiles_n",
-            "m0 = tile % tiles_n * Tile::kM, n0 = tile / tiles_n",
-        ),
         WRONG,
     ),
     Bug(

@@ -3,13 +3,11 @@
 // overwritten.
 #pragma once
 
-#include <algorithm>
 #include <cstdint>
-#include <numeric>
-#include <random>
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "block.h"
@@ -22,15 +20,21 @@ enum class Order { forward, reverse, random };
 struct Schedule {
   Order order = Order::forward;
   bool last_block_only = false;  // of grids too large to run
-  std::mt19937 generator{1};
 
   std::vector<unsigned> permutation(unsigned count) {
     std::vector<unsigned> turns(count);
-    std::iota(turns.begin(), turns.end(), 0u);
-    if (order == Order::reverse) std::reverse(turns.begin(), turns.end());
-    if (order == Order::random) std::shuffle(turns.begin(), turns.end(), generator);
+    for (unsigned i = 0; i < count; ++i) turns[i] = order == Order::reverse ? count - 1 - i : i;
+    for (unsigned i = count; order == Order::random && i > 1; --i) std::swap(turns[i - 1], turns[below(i)]);
     return turns;
   }
+
+ private:
+  unsigned below(unsigned limit) {
+    state_ = state_ * 1664525u + 1013904223u;
+    return static_cast<unsigned>(static_cast<uint64_t>(state_) * limit >> 32);
+  }
+
+  uint32_t state_ = 1;
 };
 
 inline Schedule schedule;
