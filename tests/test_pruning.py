@@ -281,7 +281,7 @@ def test_an_object_without_a_score_method():
 
 
 def test_an_unknown_name():
-    with pytest.raises(ValueError, match="expected one of px, px-joint, snip.*got 'unheard'"):
+    with pytest.raises(ValueError, match=r"expected one of px, px-joint, snip.*got 'unheard'"):
         pxfast.prune(net(), BATCH, density=0.5, criterion="unheard")
 
 

@@ -66,7 +66,7 @@ REORDERED = 4000 * _U64
 ARCHITECTURE = 2 * 2 * 500 * 80 * _U64
 
 
-# Gradients of a loss and products of them with a Hessian, in float64 on networks of at most 8 layers
-# of at most 50 terms: (2·8·50)·u for each of up to three passes. Signed terms cancel, by less than
-# a factor 10^4 between the largest term and the largest entry.
+# Gradients of a loss and products of them with a Hessian, in float64 on networks of at most 8
+# layers # of at most 50 terms: (2·8·50)·u for each of up to three passes. Signed terms cancel, by
+# less than # a factor 10^4 between the largest term and the largest entry.
 CANCELLING = 3 * 800 * 10**4 * _U64
