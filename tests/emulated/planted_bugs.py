@@ -88,8 +88,6 @@ BUGS = (
         Change(TILE, "shared[inner + i][outer] =", "shared[outer][inner + i] ="),
         FAILURE,
     ),
-        WRONG,
-    ),
     Bug(
         "two threads add the same sums",
         Change(OP, "at += kBackwardThreads)", "at += kBackwardThreads / 2)"),
