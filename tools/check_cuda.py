@@ -68,7 +68,7 @@ def main() -> int:
     if disassembler is None:
         print("nvdisasm not found: machine code not read (pip install nvidia-cuda-nvdisasm)")
     if update and not problems:
-        TABLE.write_text(json.dumps(table, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+        TABLE.write_text(as_json(table), encoding="utf-8")
         DOCUMENT.write_text(
             with_table(DOCUMENT.read_text(encoding="utf-8"), table), encoding="utf-8"
         )
@@ -223,6 +223,14 @@ def compare(committed: Table, measured: Table) -> list[str]:
                     change = f"{what} {was[what]} -> {now[what]}"
                     problems.append(f"{name} on {architecture}: {change}")
     return problems
+
+
+def as_json(table: Table) -> str:
+    """One line a kernel, so that a change is easy to read."""
+    kernels = sorted(table["kernels"].items())
+    lines = [f"  {json.dumps(name)}: {json.dumps(usages)}" for name, usages in kernels]
+    body = ",\n".join(lines)
+    return f'{{\n "nvcc": {json.dumps(table["nvcc"])},\n "kernels": {{\n{body}\n }}\n}}\n'
 
 
 def render(table: Table) -> str:

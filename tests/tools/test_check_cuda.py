@@ -104,6 +104,11 @@ def test_the_document_shows_the_committed_table() -> None:
     assert document == check_cuda.with_table(document, committed)
 
 
+def test_the_committed_table_is_as_the_tool_writes_it() -> None:
+    text = check_cuda.TABLE.read_text(encoding="utf-8")
+    assert text == check_cuda.as_json(json.loads(text))
+
+
 def test_the_committed_table_has_no_spills() -> None:
     kernels = json.loads(check_cuda.TABLE.read_text(encoding="utf-8"))["kernels"]
     assert kernels
