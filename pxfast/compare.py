@@ -233,6 +233,7 @@ def plot(comparison: Comparison, path: str | os.PathLike[str]) -> None:
     names = list(entries[0].densities)
     positive = [d for entry in entries for d in entry.densities.values() if d]
     floor = min(positive) / 2  # where empty layers are drawn
+    size = 4 if len(names) <= _TICKS else 2  # of the markers
     figure = figure_kind(figsize=(min(14, max(7, 3 + 0.3 * len(names))), 5.2), layout="constrained")
     axes = figure.subplots()
     for index, entry in enumerate(entries):
@@ -240,10 +241,11 @@ def plot(comparison: Comparison, path: str | os.PathLike[str]) -> None:
         empty = [place for place, name in enumerate(names) if entry.densities.get(name) == 0]
         colour, marker = f"C{index % 10}", "osD^vPX*d<>"[index % 11]
         style = {"color": colour, "linewidth": 1.1, "alpha": 0.85}
-        axes.plot(heights, marker=marker, markersize=4, label=entry.criterion, **style)
-        axes.scatter(empty, [floor] * len(empty), marker="x", s=70, color=colour, zorder=3)
+        axes.plot(heights, marker=marker, markersize=size, label=entry.criterion, **style)
+        axes.scatter(empty, [floor] * len(empty), marker="x", s=4 * size**2, color=colour, zorder=3)
     axes.axhline(comparison.density, color="#9aa5b1", linewidth=1, zorder=0)
-    axes.set(yscale="log", ylim=(floor / 1.25, 1.25), ylabel="weights kept", xlim=(-0.5, None))
+    axes.set(yscale="log", ylim=(floor / 1.25, 1.25), ylabel="weights kept")
+    axes.set_xlim(-0.5, len(names) - 0.5)
     axes.yaxis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{100 * value:g}%"))
     axes.yaxis.set_minor_formatter(ticker.NullFormatter())
     axes.grid(True, axis="y", which="major", color="#e4e7eb", linewidth=0.8)

@@ -268,6 +268,15 @@ def test_training_learns_keeps_zeros_and_is_seeded():
     assert not torch.equal(model[0].weight, other[0].weight)
 
 
+def test_training_draws_its_dropout_from_the_seed():
+    data = classes(30, 0)
+    models = [nn.Sequential(nets.mlp(), nn.Dropout()) for _ in range(2)]
+    for outer, model in enumerate(models):
+        torch.manual_seed(outer)
+        train_and_test(model, data, data, epochs=1, batch_size=8, seed=5)
+    assert torch.equal(models[0][0][0].weight, models[1][0][0].weight)
+
+
 def test_accuracy_by_hand():
     class Fixed(nn.Module):
         def __init__(self):

@@ -229,6 +229,18 @@ def test_a_mask_counts_however_it_is_given(name):
     assert pxfast.score(model, data, criterion=name, masks=as_numbers) == expected
 
 
+@pytest.mark.parametrize("name", OTHERS)
+def test_given_masks_and_those_of_the_model_count_together(name):
+    model = normed_net()
+    own, given = nets.random_masks(model, 0.7, 1), nets.random_masks(model, 0.7, 2)
+    both = {weight: own[weight] & given[weight] for weight in own}
+    expected = pxfast.score(model, batch(), criterion=name, masks=both)
+    for weight, mask in own.items():
+        owner = model.get_submodule(weight.removesuffix(".weight"))
+        prune.custom_from_mask(owner, "weight", mask)
+    assert pxfast.score(model, batch(), criterion=name, masks=given) == expected
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_masks_of_weights_that_are_not_scored_count(name):
     model = nets.mlp().double()
