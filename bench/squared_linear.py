@@ -44,8 +44,8 @@ def measure(arguments: argparse.Namespace) -> Result:
         settings={"dtype": "float32", "weights in the ring": count, "repeats": arguments.repeats},
         rows=rows,
         notes=[
-            "× eager is eager torch's time in ours, medians and in brackets the quartiles. GB/s counts "
-            "W read in each pass and saliency read and written; a copy reads and writes.",
+            "× eager is eager torch's time in ours, medians and in brackets the quartiles. GB/s "
+            "counts W read in each pass and saliency read and written; a copy reads and writes.",
         ],
     )
 
