@@ -164,7 +164,7 @@ def compare(
         criteria: Names of `pxfast.criteria.NAMES`, or objects.
         rounds: Rounds of pruning by each criterion. By default as in its paper: 100 for px,
             px-joint, synflow, synflow-l2 and ntk-sap, 1 for the others.
-        batchnorm: As for `pxfast.score`; for the criteria that take it.
+        batchnorm: As for `pxfast.score`, for px and px-joint.
         include: Which weights are prunable.
         exclude: Which are not.
         output: Which output of the model counts; for the criteria that take it.

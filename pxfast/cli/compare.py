@@ -73,7 +73,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--batchnorm",
         choices=("running", "data"),
         default="running",
-        help="statistics that BatchNorm uses, for px, px-joint, snip and grasp",
+        help="statistics that BatchNorm uses, for px and px-joint",
     )
     group.add_argument("--include", nargs="+", action="extend", metavar="GLOB", help="see prune")
     group.add_argument("--exclude", nargs="+", action="extend", metavar="GLOB", help="see prune")

@@ -28,7 +28,7 @@ class GraSP:
     logits divided by a temperature. The paper's score is S(−θ) = −θ ⊙ Hg, of which it removes the
     highest; here a high score means keep, so the sign is the opposite one. Scores may be negative:
     a one-shot ``scores.masks(...)`` of a masked network has to be given the masks again, as
-    `pxfast.prune` does. Needs labels, and reads the data twice. BatchNorm: as for SNIP.
+    `pxfast.prune` does. Needs labels, and reads the data twice.
 
     Source: Wang, Zhang, Grosse, "Picking Winning Tickets Before Training by Preserving Gradient
     Flow", ICLR 2020, arXiv 2002.07376, section 4; the temperature is that of the authors' code.
@@ -36,12 +36,16 @@ class GraSP:
     Args:
         temperature: Divides the logits; 200 in the authors' code.
         loss: Of logits and labels, the mean over the samples.
+        batchnorm: What BatchNorm normalises with: the statistics of the ``"data"``, batch by
+            batch, as in the authors' code, or its ``"running"`` ones. At initialisation these do
+            not fit, and the scores of a deep network are much worse.
     """
 
     name: ClassVar[str] = "grasp"
     rounds: ClassVar[int] = 1
     temperature: float = 200.0
     loss: Loss = F.cross_entropy
+    batchnorm: Statistics = "data"
 
     def score(
         self,
@@ -49,7 +53,6 @@ class GraSP:
         data: Any,
         *,
         masks: Mapping[str, Tensor] | None = None,
-        batchnorm: Statistics = "running",
         include: Choice = None,
         exclude: Choice = None,
         output: Select = None,
@@ -67,7 +70,7 @@ class GraSP:
                 f"read only once: give a DataLoader or a list of batches"
             )
         with functional(
-            model, data, masks, include, exclude, output, batchnorm=batchnorm
+            model, data, masks, include, exclude, output, batchnorm=self.batchnorm
         ) as network:
             leaves = network.leaves()
             gradient: dict[str, Tensor] = {}
@@ -89,7 +92,7 @@ class GraSP:
                 scores,
                 self.name,
                 temperature=self.temperature,
-                batchnorm=batchnorm,
+                batchnorm=self.batchnorm,
                 samples=samples,
             )
 

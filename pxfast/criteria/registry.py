@@ -97,7 +97,8 @@ def score_by(
     if refused := [name for name in given if not (any_name or name in parameters)]:
         who = getattr(chosen, "name", type(chosen).__name__)
         raise ValueError(
-            f"{', '.join(refused)}: options of pxfast's own criteria that {who} does not take"
+            f"{', '.join(refused)}: options of pxfast's own criteria that {who} does not take. "
+            f"docs/criteria.md lists the settings of its object"
         )
     if progress is not None and (any_name or "progress" in parameters):
         given["progress"] = progress

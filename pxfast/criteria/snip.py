@@ -23,19 +23,21 @@ class SNIP:
     """How much the loss depends on whether a weight is there: S_j = |g_j θ_j| / Σ_k |g_k θ_k|.
 
     g = ∂L/∂(θ·M) is the gradient of the mean loss over all samples, so g_j θ_j is the derivative by
-    the weight's mask. Needs labels. The authors' code normalises BatchNorm by the batch
-    (``batchnorm="data"``); the benchmark code of Tanaka et al. by running statistics, the default.
+    the weight's mask. Needs labels.
 
     Source: Lee, Ajanthan, Torr, "SNIP: Single-shot Network Pruning based on Connection
     Sensitivity", ICLR 2019, arXiv 1810.02340, section 4.
 
     Args:
         loss: Of outputs and labels, the mean over the samples.
+        batchnorm: What BatchNorm normalises with: the statistics of the ``"data"``, batch by
+            batch, as in the authors' code, or its ``"running"`` ones.
     """
 
     name: ClassVar[str] = "snip"
     rounds: ClassVar[int] = 1
     loss: Loss = F.cross_entropy
+    batchnorm: Statistics = "data"
 
     def score(
         self,
@@ -43,7 +45,6 @@ class SNIP:
         data: Any,
         *,
         masks: Mapping[str, Tensor] | None = None,
-        batchnorm: Statistics = "running",
         include: Choice = None,
         exclude: Choice = None,
         output: Select = None,
@@ -55,7 +56,7 @@ class SNIP:
             DataError: If the data have no labels, or the loss cannot be computed.
         """
         with functional(
-            model, data, masks, include, exclude, output, batchnorm=batchnorm
+            model, data, masks, include, exclude, output, batchnorm=self.batchnorm
         ) as network:
             leaves = network.leaves()
             gradient: dict[str, Tensor] = {}
@@ -69,4 +70,4 @@ class SNIP:
             sensitivity = {name: (g * leaves[name]).abs() for name, g in gradient.items()}
             total = sum(s.sum(dtype=torch.float64) for s in sensitivity.values())
             scores = {name: s / total if total else s for name, s in sensitivity.items()}
-            return network.scores(scores, self.name, batchnorm=batchnorm, samples=samples)
+            return network.scores(scores, self.name, batchnorm=self.batchnorm, samples=samples)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import nets
 import pytest
 import torch
@@ -18,8 +20,9 @@ def labelled_batch(shape, samples=5, seed=0):
     return x, torch.arange(samples) % 3
 
 
-def formula(model, x, y, masks, temperature):
+def formula(model, x, y, masks, temperature, batchnorm="data"):
     """θ ⊙ Hg: gradient and Hessian of the mean loss by all prunable weights that are kept."""
+    model = copy.deepcopy(model).train(batchnorm == "data")
     names = nets.prunable_names(model)
     shapes = [model.get_parameter(name).shape for name in names]
     kept = [masks.get(n, torch.ones(s)) for n, s in zip(names, shapes, strict=True)]
@@ -55,6 +58,14 @@ def test_the_formula(name, masked):
     scores = pxfast.score(model, (x, y), criterion="grasp", masks=masks)
     assert_close(scores, formula(model, x, y, masks, 200))
     assert any((score < 0).any() for score in scores.values())
+
+
+def test_batchnorm_by_running_statistics():
+    model = NETS["batchnorm"].build().double()
+    x, y = labelled_batch(NETS["batchnorm"].shape)
+    scores = pxfast.score(model, (x, y), criterion=GraSP(batchnorm="running"))
+    assert_close(scores, formula(model, x, y, {}, 200, batchnorm="running"))
+    assert scores != pxfast.score(model, (x, y), criterion="grasp")
 
 
 def test_the_temperature_divides_the_logits():

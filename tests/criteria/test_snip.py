@@ -20,9 +20,9 @@ def labelled_batch(shape, samples=6, seed=0):
     return x, torch.arange(samples) % 3
 
 
-def formula(model, x, y, masks, loss=F.cross_entropy):
+def formula(model, x, y, masks, loss=F.cross_entropy, batchnorm="data"):
     """|g θ| / Σ|g θ| by a backward through a copy that holds θ·M."""
-    model = copy.deepcopy(model)
+    model = copy.deepcopy(model).train(batchnorm == "data")
     weights = {name: model.get_parameter(name) for name in nets.prunable_names(model)}
     with torch.no_grad():
         for name, mask in masks.items():
@@ -83,14 +83,19 @@ def test_batches_of_unequal_size_are_one_data_set():
     assert parts.provenance["samples"] == 7
 
 
-def test_batchnorm_by_the_data_is_the_train_mode_of_the_authors():
+def test_batchnorm_by_the_data_as_the_authors_or_by_running_statistics():
     net = NETS["batchnorm"]
     model = net.build().double()
     x, y = labelled_batch(net.shape)
-    scores = pxfast.score(model, (x, y), criterion="snip", batchnorm="data")
-    assert_close(scores, formula(copy.deepcopy(model).train(), x, y, {}))
-    assert scores.provenance["batchnorm"] == "data"
-    assert scores != pxfast.score(model, (x, y), criterion="snip")
+    found = {}
+    for batchnorm in ("data", "running"):
+        found[batchnorm] = pxfast.score(model, (x, y), criterion=SNIP(batchnorm=batchnorm))
+        assert_close(found[batchnorm], formula(model, x, y, {}, batchnorm=batchnorm))
+        assert found[batchnorm].provenance["batchnorm"] == batchnorm
+    assert found["data"] == pxfast.score(model, (x, y), criterion="snip")
+    assert found["data"] != found["running"]
+    with pytest.raises(pxfast.errors.PxfastError, match=r"batchnorm: expected .* got 'batch'"):
+        pxfast.score(model, (x, y), criterion=SNIP(batchnorm="batch"))
 
 
 def test_another_loss():
