@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -408,6 +409,15 @@ def interrupting(after):
 """
 
 
+@pytest.fixture
+def interrupts():
+    """Python's own handler of Ctrl-C, which a shell that starts tests in the background disables."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+@pytest.mark.usefixtures("interrupts")
 def test_ctrl_c_ends_with_130_and_the_run_can_be_resumed(model, capsys, monkeypatch):
     folder = Path(model.rpartition(":")[0]).parent
     monkeypatch.syspath_prepend(folder)

@@ -104,12 +104,15 @@ def aligned(terms: Sequence[PathSum]) -> tuple[Exponent, list[Tensor]]:
     """One exponent for all terms (the largest among those that are not 0), and the mantissas that
     go with it."""
     exponents = [term.exponent for term in terms]
-    if all(isinstance(exponent, int) and exponent == exponents[0] for exponent in exponents):
-        return exponents[0], [term.mantissa for term in terms]
+    if all(isinstance(exponent, int) for exponent in exponents):
+        largest = max(exponents)
+        if largest - min(exponents) <= CLOSE:  # then none drowns, empty or not
+            return largest, [term.at_exponent(largest) for term in terms]
     largest = reduce(larger, [_exponent_unless_zero(term) for term in terms])
     return largest, [term.at_exponent(largest) for term in terms]
 
 
+CLOSE = 60  # binary orders that a mantissa near 2**±SLACK may lose and stay a normal number
 LOWEST = -(2**30)  # the exponent of a sum of 0: an empty branch must not drown the others
 
 
@@ -140,7 +143,8 @@ def narrow(mantissa: Tensor) -> Tensor:
 def drift(mantissa: Tensor) -> Exponent:
     """Binary exponent of the largest entry if it lies outside ``2**±SLACK``, else 0."""
     limit = _LIMIT[mantissa.dtype]
-    largest = mantissa.detach().amax()
+    some = mantissa.detach()[:: -(-mantissa.shape[0] // 8)] if mantissa.dim() else mantissa.detach()
+    largest = some.amax()  # of every eighth of the samples: their sizes differ far less than SLACK
     if largest.device.type == "cpu":
         value = float(largest)
         exponent = math.frexp(value)[1] if math.isfinite(value) else 0
