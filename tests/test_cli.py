@@ -411,7 +411,7 @@ def interrupting(after):
 
 @pytest.fixture
 def interrupts():
-    """Python's own handler of Ctrl-C, which a shell that starts tests in the background disables."""
+    """Python handles Ctrl-C, also where a shell runs the tests in the background."""
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, previous)

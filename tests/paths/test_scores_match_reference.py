@@ -80,3 +80,25 @@ def test_half_precision_models_have_float32_scores(dtype):
     scores = pxfast.score(model, x)  # the data pass is skipped: no gate is rounded to the dtype
     assert all(score.dtype == torch.float32 for score in scores.values())
     assert_same(scores, px.score(model.double(), x.double()), SMALL_NET[torch.float32])
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("batchnorm", [True, False])
+def test_dead_channels_and_empty_layers_are_left_out_exactly(criterion, batchnorm):
+    torch.manual_seed(2)
+    model = models.resnet20(batchnorm=batchnorm).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.uniform_(-0.1, 0.3)  # biases count where a channel has lost its weights
+    x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    masks = nets.random_masks(model, 0.3)
+    for index, mask in enumerate(masks.values()):
+        if index and mask.dim() == 4:
+            mask[mask.shape[0] // 4 :] = False
+        if index == 3:
+            mask.fill_(False)
+    scores = pxfast.score(model, x, criterion=criterion, masks=masks)
+    assert_same(
+        scores, px.score(model, x, criterion=criterion, masks=masks), DEEP_NET[torch.float64]
+    )
