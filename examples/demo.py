@@ -29,7 +29,7 @@ from bench._training import train
 
 DENSITY = 0.02
 SEED = 0
-THREADS = 1  # 8 by 8 images gain nothing from a second one, and wait for it on a busy machine
+THREADS = 1  # enough for 8 by 8 images; on a busy machine a second one is waited for
 
 
 def main() -> None:
