@@ -1,4 +1,4 @@
-// Element types that weights come in. Torch-free: kernels, launchers and the binding all use it.
+// Element types that weights come in. Torch-free: kernels, launchers and bindings all use it.
 #pragma once
 
 namespace px {

@@ -25,13 +25,14 @@
 // atomic
 //        additions of floating-point numbers. Terms are accumulated in the path type or wider.
 //
-// The caller (binding.cpp) checks shapes, types and devices. Kernels trust their arguments.
+// The caller (binding/squared_linear.cpp) checks shapes, types and devices. Kernels trust their arguments.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 
 #include "dtype.h"
+#include "plan.h"
 
 namespace px::cpu {
 
@@ -56,16 +57,6 @@ struct SquaredLinearBackward {
   int64_t T, O, K;
   Dtype weight_dtype;
   int threads;  // that may run tasks
-};
-
-// How a call is cut into tasks, which may run in any order on any number of threads; those of one step must
-// be finished before the next step begins. The result has the same bits whatever `threads` says: it only
-// moves cuts that no sum crosses.
-struct Plan {
-  static constexpr int max_steps = 2;
-  int64_t tasks[max_steps];  // of each step; 0: nothing to do
-  int64_t grain[max_steps];  // tasks that are worth a thread of their own
-  std::size_t scratch_bytes;
 };
 
 struct SquaredLinearKernels {

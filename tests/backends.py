@@ -65,7 +65,7 @@ class Native(Backend):
 
 
 class Emulated(Backend):
-    """The CUDA kernels, executed on the CPU; copies arguments flat as csrc/binding.cpp does."""
+    """The CUDA kernels, executed on the CPU; copies arguments flat as csrc/binding does."""
 
     name = device = "emulated"
 

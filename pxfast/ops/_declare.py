@@ -14,7 +14,7 @@ _library = torch.library.Library("pxfast", "FRAGMENT")
 
 
 def declare(schema: str, fake: Callable[..., Any], reference: Callable[..., Any]) -> None:
-    """Declare ``torch.ops.pxfast.<name>``, which csrc/binding.cpp implements where it has kernels.
+    """Declare ``torch.ops.pxfast.<name>``, which csrc/binding implements where it has kernels.
 
     Args:
         schema: name, parameters and results, in torch's notation.

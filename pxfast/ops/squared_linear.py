@@ -115,7 +115,7 @@ class _Differentiable(torch.autograd.Function):
 
 
 def _check(op: str, weight: Tensor, mask: Tensor | None, x: Tensor) -> None:
-    """Raise ValueError unless the arguments fit; csrc/binding.cpp says the same, word for word."""
+    """Raise ValueError unless the arguments fit; csrc/binding says the same, word for word."""
     if weight.dim() != 2:
         raise ValueError(f"{op}: weight must have shape [O, K], got {list(weight.shape)}")
     if weight.dtype not in _PATH_DTYPE:
