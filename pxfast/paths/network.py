@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from pxfast.paths.pathsum import PathSum
+from pxfast.paths.shapes import Shapes, common_shape
 
 if TYPE_CHECKING:
     from pxfast.paths.side import Product
@@ -80,7 +81,10 @@ class Network:
         """
         args, kwargs = self._values(args), self._values(kwargs)
         with torch.no_grad():
-            if self.autocast is None or not self.values:
+            if not self.values:
+                with Shapes():
+                    return func(*args, **kwargs)
+            if self.autocast is None:
                 return func(*args, **kwargs)
             with torch.autocast(self.device.type, self.autocast):
                 return func(*args, **kwargs)
@@ -102,9 +106,7 @@ class Network:
             return self.value(func, x, y, **kwargs)
         x, y = self._values((x, y))
         shapes = [operand.shape for operand in (x, y) if isinstance(operand, Tensor)]
-        return torch.empty(
-            torch.broadcast_shapes(*shapes), dtype=torch.result_type(x, y), device="meta"
-        )
+        return torch.empty(common_shape(*shapes), dtype=torch.result_type(x, y), device="meta")
 
     def shaped(
         self, shape: Callable[[], tuple[int, ...]], func: Callable[..., Any], x: Any, *args: Any
@@ -178,5 +180,6 @@ class Network:
         with (
             torch.set_grad_enabled(self.differentiate),
             torch.autocast(self.device.type, enabled=False),
+            Shapes() if self.path_device.type == "meta" else contextlib.nullcontext(),
         ):
             yield

@@ -192,9 +192,10 @@ class Passes:
         def enter(x: Tensor) -> Any:
             if not x.is_floating_point():
                 return x
-            path = PathSum(
-                start(x.detach().to(dtype=self.dtype, device=network.path_device))
-            ).normalised()
+            with network.path_arithmetic():
+                path = PathSum(
+                    start(x.detach().to(dtype=self.dtype, device=network.path_device))
+                ).normalised()
             return network.tensor(x.detach().clone() if network.values else x.to("meta"), path)
 
         args, kwargs = tree_map_only(Tensor, enter, (batch.args, batch.kwargs))

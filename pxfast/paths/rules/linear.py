@@ -19,6 +19,7 @@ from pxfast.paths.network import Network
 from pxfast.paths.pathsum import PathSum
 from pxfast.paths.registry import rule
 from pxfast.paths.rules.squared import SquaredConvolution, SquaredLinear
+from pxfast.paths.shapes import convolution_shape
 from pxfast.paths.weights import Weight
 
 Ints = tuple[int, ...]
@@ -146,18 +147,7 @@ class Convolution:
 
     def output_shape(self, shape: torch.Size, weight: torch.Size) -> tuple[int, ...]:
         """[N, O, *space] (or without N) for an input and a weight of the given shapes."""
-        stride, padding, dilation, transposed, extra = self.arguments
-        dims = len(weight) - 2
-        lead, space = shape[: -dims - 1], shape[-dims:]
-        reach = [dilation[i] * (weight[2 + i] - 1) for i in range(dims)]
-        if transposed:
-            sizes = [
-                (space[i] - 1) * stride[i] - 2 * padding[i] + reach[i] + extra[i] + 1
-                for i in range(dims)
-            ]
-            return (*lead, weight[1] * self.groups, *sizes)
-        sizes = [(space[i] + 2 * padding[i] - reach[i] - 1) // stride[i] + 1 for i in range(dims)]
-        return (*lead, weight[0], *sizes)
+        return convolution_shape(shape, weight, *self.arguments, self.groups)
 
     def __call__(self, x: Tensor, weight: Tensor, groups: int | None = None) -> Tensor:
         """Convolve [N, C, *space] without a bias."""
