@@ -70,3 +70,8 @@ ARCHITECTURE = 2 * 2 * 500 * 80 * _U64
 # layers # of at most 50 terms: (2·8·50)·u for each of up to three passes. Signed terms cancel, by
 # less than # a factor 10^4 between the largest term and the largest entry.
 CANCELLING = 3 * 800 * 10**4 * _U64
+
+
+# One gate φ(z)/z or φ'(z) of size up to about 1: a handful of roundings, the rounding of special
+# functions (4 u each), and where it is 1 minus a quotient (tanhshrink) the rounding of that 1.
+GATE = {torch.float32: 16 * _U32, torch.float64: 16 * _U64}

@@ -63,6 +63,8 @@ def _hardtanh(
     z: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
 ) -> Tensor:
     inside = (z > min_val) & (z < max_val)
+    if min_val > 0 or max_val < 0:  # not 0 at 0: the slope
+        return inside.to(z.dtype)
     return torch.where(inside, 1.0, _divided(z.clamp(min_val, max_val), z, 0.0))
 
 
@@ -71,6 +73,8 @@ def _softshrink(z: Tensor, lambd: float = 0.5) -> Tensor:
 
 
 def _threshold(z: Tensor, threshold: float, value: float, inplace: bool = False) -> Tensor:
+    if value and threshold >= 0:  # not 0 at 0: the slope
+        return (z > threshold).to(z.dtype)
     return torch.where(z > threshold, 1.0, _divided(torch.full_like(z, value), z, 0.0))
 
 
@@ -99,7 +103,9 @@ RATIO: dict[str, Gate] = {
 SLOPE: dict[str, Gate] = {
     "sigmoid": lambda z: torch.sigmoid(z) * torch.sigmoid(-z),
     "hardsigmoid": lambda z, inplace=False: ((z > -3) & (z < 3)).to(z.dtype) / 6,
-    "softplus": lambda z, beta=1.0, threshold=20.0: torch.sigmoid(beta * z),
+    "softplus": lambda z, beta=1.0, threshold=20.0: torch.where(
+        beta * z > threshold, 1.0, torch.sigmoid(beta * z)
+    ),
     "logsigmoid": lambda z: torch.sigmoid(-z),
 }
 
@@ -147,7 +153,8 @@ def threshold(
         input,
         lambda: _threshold(input.value.to(network.dtype), threshold, value).square(),
     )
-    return network.tensor(network.entrywise(F.threshold, input, threshold, value), path)
+    result = network.tensor(network.entrywise(F.threshold, input, threshold, value), path)
+    return network.opened(result, "threshold", input)
 
 
 @rule(*spellings("prelu"))
@@ -161,8 +168,9 @@ def prelu(network: Network, func: Any, input: Any, weight: Any) -> Any:
             slope = slope.reshape(-1, *[1] * (input.value.dim() - 2))
         return torch.where(input.value > 0, 1.0, network.like_path(slope)).square()
 
-    return network.tensor(
-        network.entrywise(F.prelu, input, weight), network.gated(input, squared_gate)
+    path = network.gated(input, squared_gate)
+    return network.opened(
+        network.tensor(network.entrywise(F.prelu, input, weight), path), "prelu", input
     )
 
 
@@ -177,17 +185,27 @@ def rrelu(
         input,
         lambda: _leaky(input.value.to(network.dtype), (lower + upper) / 2).square(),
     )
-    return network.tensor(network.entrywise(F.rrelu, input, lower, upper, False), path)
+    result = network.tensor(network.entrywise(F.rrelu, input, lower, upper, False), path)
+    return network.opened(result, "rrelu", input)
 
 
 @rule(*spellings("clamp", "clip", "clamp_min", "clamp_max"))
 def clamp(network: Network, func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
-    """ReLU, ReLU6 and Hardtanh in other words."""
-    value = network.entrywise(out_of_place(func), input, *args, **kwargs)
+    """ReLU, ReLU6 and Hardtanh in other words; the slope if the bounds leave 0 out."""
+    function = out_of_place(func)
+    value = network.entrywise(function, input, *args, **kwargs)
 
     def squared_gate() -> Tensor:
         z, y = input.value.to(network.dtype), value.to(network.dtype)
-        return torch.where(y == z, (z != 0).to(z.dtype), _divided(y, z, 0.0)).square()
+
+        def phi(at: float) -> Tensor:
+            point = torch.full([1] * z.dim(), at, dtype=z.dtype, device=z.device)
+            return network.value(function, point, *args, **kwargs)
+
+        tiny = torch.finfo(z.dtype).tiny
+        through_zero = (phi(tiny) == tiny) & (phi(-tiny) == -tiny)
+        ratio = _divided(y, z, through_zero.to(z.dtype).expand_as(z))
+        return torch.where(phi(0.0) == 0, ratio, (y == z).to(z.dtype)).square()
 
     return network.opened(network.tensor(value, network.gated(input, squared_gate)), "clamp", input)
 

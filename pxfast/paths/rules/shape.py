@@ -240,11 +240,21 @@ def _coefficients(size: int, like: Tensor, args: Any, kwargs: Any, dim: int) -> 
 )  # fmt: skip
 def same_entries(network: Network, func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     """Casts and copies: the same entries, the same path."""
+    if not hasattr(x, "path"):
+        return _cast_like(network, x, *args, **kwargs)
     if func in (Tensor.cpu, Tensor.cuda, Tensor.to, Tensor.type) and not network.values:
         return network.tensor(_cast_shape(x.value, args, kwargs), x.path)
     if func in (Tensor.requires_grad_, Tensor.detach_):
         return x
     return network.tensor(network.value(func, x, *args, **kwargs), x.path)
+
+
+def _cast_like(network: Network, tensor: Tensor, other: Any, *_: Any, **__: Any) -> Tensor:
+    """A plain tensor, often a parameter, cast to the dtype and device of a path tensor."""
+    arguments = {"dtype": other.value.dtype, "device": network.device}
+    result = tensor.to(**arguments)
+    network.weights.follow(Tensor.to, (tensor,), arguments, result)
+    return result
 
 
 def _cast_shape(value: Tensor, args: Any, kwargs: Any) -> Tensor:
