@@ -137,7 +137,9 @@ CASES = {
         lambda x, w, b: torch.conv2d(input=x, weight=w), IMAGE, 3, 4, 3, 3,
         expected=lambda: Functional(lambda x, w, b: F.conv2d(x, w), 3, 4, 3, 3),
     ),
-    "torch.conv3d": functional(lambda x, w, b: torch.conv3d(x, w, b, (1, 2, 1)), VOLUME, 3, 4, 2, 2, 2),
+    "torch.conv3d": functional(
+        lambda x, w, b: torch.conv3d(x, w, b, (1, 2, 1)), VOLUME, 3, 4, 2, 2, 2
+    ),
     "F.conv_transpose1d": functional(
         lambda x, w, b: F.conv_transpose1d(x, w, b, 2, 1, 1), SIGNAL, 4, 3, 3, bias=3
     ),
@@ -176,7 +178,7 @@ def test_scores(name):
     ],
 )
 def test_almost_and_quite_empty_convolutions(layer, density, criterion):
-    """A residual branch whose convolution keeps a few weights or none; its bias shifts the gates."""
+    """A residual branch whose convolution keeps a few weights or none; its bias shifts gates."""
 
     class Branch(nn.Module):
         def __init__(self):
