@@ -30,7 +30,7 @@ MaskDict = dict[str, Tensor]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the job's options."""
-    _setting.add_arguments(parser)
+    _setting.add_arguments(parser, random_size=160)
     parser.add_argument("--criterion", choices=("px", "px-joint"), default="px", help="of pxfast")
     parser.add_argument("--density", type=float, default=0.02, help="fraction of weights to keep")
     parser.add_argument("--rounds", type=int, default=100, help="scores and selections")
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure(arguments: argparse.Namespace) -> Result:
     """Prune with both algorithms in turn and compare them round by round."""
-    model, images = _setting.setting(arguments.model, arguments.size, arguments.per_class)
+    model, images = _setting.setting(**_setting.of(arguments))
     pxfast_round(model, images, {}, 0.5, arguments.criterion)  # both once before the clock counts
     official_round(model, images, {}, 0.5)
     seconds: dict[str, list[float]] = {"pxfast": [], "official": []}
@@ -59,7 +59,7 @@ def measure(arguments: argparse.Namespace) -> Result:
     ]
     memory = {name: _memory(name, arguments) for name in ("pxfast", "official")}
     return Result(
-        subject=arguments.model,
+        subject=_setting.subject(arguments.model, images),
         settings={
             **_setting.settings(images),
             "criterion": arguments.criterion,
@@ -143,7 +143,5 @@ def _memory(candidate: str, arguments: argparse.Namespace) -> float:
         candidate=candidate,
         criterion=arguments.criterion,
         density=arguments.density ** (MEMORY_ROUNDS / arguments.rounds),
-        model=arguments.model,
-        size=arguments.size,
-        per_class=arguments.per_class,
+        **_setting.of(arguments),
     )

@@ -14,7 +14,6 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -147,18 +146,16 @@ def _identity(settings: Mapping[str, object]) -> dict[str, object]:
     return {"settings": dict(settings), "commit": facts["commit"], "torch": facts["torch"]}
 
 
-def _keep(run: Run, settings: Mapping[str, object], path: Path = FINISHED) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
+def _keep(run: Run, settings: Mapping[str, object]) -> None:
+    FINISHED.parent.mkdir(parents=True, exist_ok=True)
+    with FINISHED.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"run": run, "of": _identity(settings)}) + "\n")
 
 
-def _finished(
-    settings: Mapping[str, object], path: Path = FINISHED
-) -> dict[tuple[object, object], Run]:
+def _finished(settings: Mapping[str, object]) -> dict[tuple[object, object], Run]:
     """Return the runs of an interrupted job with the same settings and code."""
-    if not path.exists():
+    if not FINISHED.exists():
         return {}
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for line in FINISHED.read_text(encoding="utf-8").splitlines()]
     runs = [line["run"] for line in lines if line["of"] == _identity(settings)]
     return {(run.pop("seed"), run.pop("method")): run for run in runs}

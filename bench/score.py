@@ -2,14 +2,17 @@
 
 For masks of several densities, `pxfast.score`, `pxfast.reference.official.score` and a plain
 forward of the same images, all in one batch, are timed in turn in one process. The masks come from
-`pxfast.prune` in a few rounds. Peak memory is that of one score in a process of its own.
+`pxfast.prune` in a few rounds. Without masks px can skip the data pass; it is also timed with the
+pass all the same. Peak memory is that of one score in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +21,11 @@ import pxfast
 from bench import _setting
 from bench._harness import Work, paired, peak_memory, ratio, spread
 from bench._result import Result
+from pxfast.paths.passes import Passes
 from pxfast.reference import official
 
 MASK_ROUNDS = 5
+FORCED = "px, data pass forced"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,21 +39,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def measure(arguments: argparse.Namespace) -> Result:
     """Time and weigh scoring passes at every density."""
-    model, images = _setting.setting(arguments.model, arguments.size, arguments.per_class)
+    chosen = _setting.of(arguments)
+    model, images = _setting.setting(**chosen)
     rows = []
     for density in arguments.densities:
         masks = masks_of(model, images, density)
-        official_memory = _memory("official", density, arguments)
-        for criterion in ("px", "px-joint"):
-            times = _times(model, images, criterion, masks, arguments.repeats)
-            memory = {
-                "pxfast MiB": _memory(criterion, density, arguments),
-                "official MiB": official_memory,
-            }
-            rows.append({"criterion": criterion, "density": density, **times, **memory})
-    rows.sort(key=lambda row: row["criterion"])
+        criteria = ("px", FORCED, "px-joint") if density == 1 else ("px", "px-joint")
+        times = _times(model, images, criteria, masks, arguments.repeats)
+        memory = {
+            candidate: peak_memory(prepare_score, candidate=candidate, density=density, **chosen)
+            for candidate in (*criteria, "official")
+        }
+        for criterion in criteria:
+            mebibytes = {"pxfast MiB": memory[criterion], "official MiB": memory["official"]}
+            rows.append(
+                {"criterion": criterion, "density": density, **times[criterion], **mebibytes}
+            )
+    rows.sort(key=lambda row: str(row["criterion"]))
     return Result(
-        subject=arguments.model,
+        subject=_setting.subject(arguments.model, images),
         settings={
             **_setting.settings(images),
             "repeats": arguments.repeats,
@@ -72,55 +81,63 @@ def masks_of(model: nn.Module, images: Tensor, density: float) -> Mapping[str, T
         return pxfast.prune(model, images, density=density, rounds=MASK_ROUNDS)
 
 
+def score(
+    candidate: str, model: nn.Module, images: Tensor, masks: Mapping[str, Tensor] | None
+) -> pxfast.Scores | Mapping[str, Tensor]:
+    """Score once: by a criterion of pxfast, by px with the data pass it could skip, or officially.
+
+    Args:
+        candidate: `"px"`, `"px-joint"`, `FORCED` or `"official"`.
+        model: what is scored.
+        images: one batch.
+        masks: by weight name, or None for all weights.
+    """
+    if candidate == "official":
+        return official.score(model, images, masks=masks)
+    if candidate == FORCED:  # all of `pxfast.score` runs, but for the proof that the data cancel
+        with mock.patch.object(Passes, "data_cancels", lambda passes, batch: False):
+            return pxfast.score(model, images, masks=masks)
+    return pxfast.score(model, images, criterion=candidate, masks=masks)
+
+
 def prepare_score(candidate: str, density: float, small: bool, **setting: object) -> Work:
-    """Prepare one score for `peak_memory`: of a criterion of pxfast, or `"official"`."""
+    """Prepare one score for `peak_memory`, by any candidate of `score`."""
     model, images = _setting.setting(**setting)
     masks = masks_of(model, images[:10], density)
     images = images[:2] if small else images
-    if candidate == "official":
-        return lambda: official.score(model, images, masks=masks)
-    return lambda: pxfast.score(model, images, criterion=candidate, masks=masks)
+    return lambda: score(candidate, model, images, masks)
 
 
 def _times(
     model: nn.Module,
     images: Tensor,
-    criterion: str,
+    criteria: Sequence[str],
     masks: Mapping[str, Tensor] | None,
     repeats: int,
-) -> dict[str, object]:
+) -> dict[str, dict[str, object]]:
+    """Time all criteria in turn with a forward and the official score; columns by criterion."""
+
     def forward() -> None:
         with torch.no_grad():
             model(images)
 
-    def score() -> pxfast.Scores:
-        return pxfast.score(model, images, criterion=criterion, masks=masks)
-
-    data_pass = str(score().provenance["data_pass"])
-    seconds = paired(
-        {
-            "forward": forward,
-            "pxfast": score,
-            "official": lambda: official.score(model, images, masks=masks),
-        },
-        repeats=repeats,
-        title=criterion,
-    )
+    candidates: dict[str, Work] = {"forward": forward}
+    for name in (*criteria, "official"):
+        candidates[name] = functools.partial(score, name, model, images, masks)
+    seconds = paired(candidates, repeats=repeats, title="score")
     return {
-        "data pass": data_pass.partition(":")[0],
-        "forward ms": spread([1e3 * value for value in seconds["forward"]]),
-        "pxfast × forward": ratio(seconds["pxfast"], seconds["forward"]),
-        "official × forward": ratio(seconds["official"], seconds["forward"]),
-        "official ÷ pxfast": ratio(seconds["official"], seconds["pxfast"]),
+        criterion: {
+            "data pass": _data_pass(score(criterion, model, images, masks)),
+            "forward ms": spread([1e3 * value for value in seconds["forward"]]),
+            "pxfast × forward": ratio(seconds[criterion], seconds["forward"]),
+            "official × forward": ratio(seconds["official"], seconds["forward"]),
+            "official ÷ pxfast": ratio(seconds["official"], seconds[criterion]),
+        }
+        for criterion in criteria
     }
 
 
-def _memory(candidate: str, density: float, arguments: argparse.Namespace) -> float:
-    return peak_memory(
-        prepare_score,
-        candidate=candidate,
-        density=density,
-        model=arguments.model,
-        size=arguments.size,
-        per_class=arguments.per_class,
-    )
+def _data_pass(scores: object) -> str:
+    """Return "run" or "skipped", as the scores' provenance says."""
+    assert isinstance(scores, pxfast.Scores)
+    return str(scores.provenance["data_pass"]).partition(":")[0]

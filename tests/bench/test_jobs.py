@@ -8,9 +8,10 @@ from pathlib import Path
 import nets
 import pytest
 import torch
+from libraries import library
 
 import pxfast
-from bench import official_noise, prune, quality, run, score
+from bench import _setting, official_noise, prune, quality, run, score
 from bench._result import load
 from pxfast.reference import official
 
@@ -45,16 +46,23 @@ def test_random_masks_are_exact_and_seeded() -> None:
     assert list(first) == list(pxfast.score(model, images))
 
 
-def test_finished_runs_are_used_again_only_with_the_same_settings(tmp_path: Path) -> None:
+@pytest.fixture
+def finished(monkeypatch, tmp_path: Path) -> Path:
+    """Where the quality job keeps finished runs: not in the real build folder."""
     path = tmp_path / "runs.jsonl"
-    quality._keep({"seed": 1, "method": "px", "accuracy": 90.0}, SETTINGS, path)
-    assert quality._finished(SETTINGS, path) == {(1, "px"): {"accuracy": 90.0}}
-    assert quality._finished({**SETTINGS, "epochs": 2}, path) == {}
-    assert quality._finished(SETTINGS, tmp_path / "none.jsonl") == {}
+    monkeypatch.setattr(quality, "FINISHED", path)
+    return path
 
 
-def test_an_interrupted_job_goes_on_where_it_stopped(monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(quality, "FINISHED", tmp_path / "runs.jsonl")
+def test_finished_runs_are_used_again_only_with_the_same_settings(finished: Path) -> None:
+    assert quality._finished(SETTINGS) == {}
+    quality._keep({"seed": 1, "method": "px", "accuracy": 90.0}, SETTINGS)
+    assert finished.exists()
+    assert quality._finished(SETTINGS) == {(1, "px"): {"accuracy": 90.0}}
+    assert quality._finished({**SETTINGS, "epochs": 2}) == {}
+
+
+def test_an_interrupted_job_goes_on_where_it_stopped(monkeypatch, finished: Path) -> None:
     done: list[tuple[str, int]] = []
 
     def one(method: str, seed: int, **settings: object) -> quality.Run:
@@ -67,7 +75,7 @@ def test_an_interrupted_job_goes_on_where_it_stopped(monkeypatch, tmp_path: Path
     arguments = argparse.Namespace(seeds=2, methods=["px", "random"], **SETTINGS)
     with pytest.raises(KeyboardInterrupt):
         quality.measure(arguments)
-    assert len(done) == 3
+    assert len(done) == len(finished.read_text().splitlines()) == 3
     left: list[tuple[str, int]] = []
 
     def rest(method: str, seed: int, **settings: object) -> quality.Run:
@@ -78,7 +86,7 @@ def test_an_interrupted_job_goes_on_where_it_stopped(monkeypatch, tmp_path: Path
     rows = quality.measure(arguments).rows
     assert left == [("random", 1)]
     assert [row["test accuracy %"] for row in rows] == [5.0, 10.0]
-    assert not (tmp_path / "runs.jsonl").exists()
+    assert not finished.exists()
 
 
 def test_run_py_knows_every_job_and_writes_its_file(monkeypatch, tmp_path: Path) -> None:
@@ -91,21 +99,71 @@ def test_run_py_knows_every_job_and_writes_its_file(monkeypatch, tmp_path: Path)
 
 
 def test_score_job_measures_every_criterion_and_density(monkeypatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(score, "peak_memory", lambda prepare, **job: job["density"])
+    weighed = {"px": 1.0, score.FORCED: 2.0, "px-joint": 3.0, "official": 4.0}
+    monkeypatch.setattr(
+        score, "peak_memory", lambda prepare, **job: weighed[job["candidate"]] + job["density"]
+    )
     small = ["--size", "8", "--per-class", "1", "--repeats", "2", "--results", str(tmp_path)]
     result = run.main(["score", *small, "--densities", "1", "0.1"])
     assert [(row["criterion"], row["density"], row["data pass"]) for row in result.rows] == [
         ("px", 1.0, "skipped"),
         ("px", 0.1, "run"),
+        ("px, data pass forced", 1.0, "run"),
         ("px-joint", 1.0, "run"),
         ("px-joint", 0.1, "run"),
     ]
-    assert [row["pxfast MiB"] for row in result.rows] == [1.0, 0.1, 1.0, 0.1]
+    assert [row["pxfast MiB"] for row in result.rows] == [2.0, 1.1, 3.0, 4.0, 3.1]
+    assert [row["official MiB"] for row in result.rows] == [5.0, 4.1, 5.0, 5.0, 4.1]
+
+
+def test_the_forced_data_pass_reads_the_data_and_changes_no_score(monkeypatch) -> None:
+    model, images = nets.conv(channels=8, bias=False).eval(), torch.randn(6, 1, 5, 5)
+    calls = []
+    activation = score.Passes.activation
+    monkeypatch.setattr(
+        score.Passes, "activation", lambda *given: calls.append(1) or activation(*given)
+    )
+    skipped = score.score("px", model, images, None)
+    assert calls == []
+    forced = score.score(score.FORCED, model, images, None)
+    assert calls == [1]
+    assert score.score("px", model, images, None).provenance["data_pass"] != "run"
+    for name, wanted in skipped.items():
+        torch.testing.assert_close(forced[name], wanted)
+
+
+@pytest.mark.parametrize("name", _setting.IMAGENET)
+def test_networks_of_torchvision_get_random_images(name: str) -> None:
+    library("torchvision")
+    parser = argparse.ArgumentParser()
+    _setting.add_arguments(parser, random_size=48)
+    model, images = _setting.setting(
+        **_setting.of(parser.parse_args(["--model", name, "--images", "2"]))
+    )
+    assert type(model).__module__.startswith("torchvision.models")
+    assert not model.training and images.shape == (2, 3, 48, 48)
+    assert _setting.settings(images) == {"data": "random", "images": 2, "image": [3, 48, 48]}
+    assert _setting.subject(name, images) == f"{name}-48"
+
+
+def test_the_model_chooses_the_images_unless_they_are_given() -> None:
+    parser = argparse.ArgumentParser()
+    _setting.add_arguments(parser)
+
+    def of(*options: str) -> tuple[object, object]:
+        chosen = _setting.of(parser.parse_args([*options]))
+        return chosen["images"], chosen["size"]
+
+    assert of() == of("--model", "vgg16") == (None, 32)
+    assert of("--model", "resnet50") == (16, 224)
+    assert of("--model", "vgg16", "--images", "4", "--size", "64") == (4, 64)
+    with pytest.raises(SystemExit, match="got resnet20"):
+        _setting.setting("resnet20", 32, 10, images=4)
 
 
 def test_jobs_for_peak_memory_run() -> None:
     small = {"small": True, "model": "resnet20", "size": 8, "per_class": 1}
-    for candidate in ("px", "px-joint", "official"):
+    for candidate in ("px", score.FORCED, "px-joint", "official"):
         score.prepare_score(candidate, density=0.5, **small)()
     for candidate in ("pxfast", "official"):
         prune.prepare_prune(candidate, criterion="px", density=0.9, **small)()
