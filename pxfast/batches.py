@@ -41,6 +41,12 @@ class Batch(NamedTuple):
 
         return Batch(*tree_map_only(Tensor, cut, (self.args, self.kwargs)))
 
+    def split(self, most: int) -> Iterator[Batch]:
+        """The fewest parts of at most so many samples, as equal as can be."""
+        count = -(-self.size // most)
+        for part in range(count):
+            yield self.samples(part * self.size // count, (part + 1) * self.size // count)
+
 
 def inputs(batch: Batch) -> list[Tensor]:
     """The floating-point tensors of a batch, where paths start."""

@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from pxfast.criteria import Criterion
 from pxfast.errors import DataError, MaskError, RangeError
 from pxfast.rng import RngState, preserved_rng
-from pxfast.scoring import CRITERIA, score
+from pxfast.scoring import CRITERIA, Scorer
 from pxfast.selection.checkpoint import Checkpoint, CheckpointFile
 from pxfast.selection.fingerprint import data_fingerprint, masks_fingerprint, model_fingerprint
 from pxfast.selection.masks import Masks, as_masks
@@ -107,7 +108,7 @@ def prune(
         "dtype": dtype, "max_memory": max_memory,
     }  # fmt: skip
     loop = _Loop(
-        scorer=_scorer(model, data, criterion, options),
+        scorer=partial(Scorer(model, data, criterion, **options), progress=False),
         data=data,
         targets=lambda start: densities(schedule, target, rounds, start),
         policy=policy,
@@ -232,15 +233,6 @@ class _Loop:
                 "data_fingerprint": state.run["data"],
             },
         )
-
-
-def _scorer(
-    model: nn.Module, data: Any, criterion: str | Criterion, options: Mapping[str, Any]
-) -> Callable[[Mapping[str, Tensor]], Scores]:
-    """Returns what scores the model under masks."""
-    return lambda masks: score(
-        model, data, criterion=criterion, masks=masks, progress=False, **options
-    )
 
 
 def _initial_masks(model: nn.Module, masks: Mapping[str, Tensor] | None) -> dict[str, Tensor]:

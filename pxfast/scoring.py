@@ -14,7 +14,7 @@ from pxfast.batches import batches, peeked, progress_bar
 from pxfast.errors import PxfastError, RangeError
 from pxfast.paths.names import named_weights
 from pxfast.paths.outputs import Select
-from pxfast.paths.passes import Passes
+from pxfast.paths.passes import Passes, Structure
 from pxfast.paths.pathsum import PathSum
 from pxfast.paths.weights import Weights
 from pxfast.preparation import Choice, layer_weights, prepared
@@ -92,34 +92,50 @@ def score(
         >>> [round(total, 4) for total in scores.totals().values()]  # each layer cuts all paths
         [1.0, 1.0]
     """
-    if criterion not in CRITERIA:
-        from pxfast.criteria.registry import score_by  # which builds on this module
+    scorer = Scorer(
+        model, data, criterion, batchnorm=batchnorm, include=include, exclude=exclude,
+        output=output, dtype=dtype, max_memory=max_memory,
+    )  # fmt: skip
+    return scorer(masks, progress)
 
-        return score_by(
-            criterion, model, data, masks=masks, progress=progress, batchnorm=batchnorm,
-            include=include, exclude=exclude, output=output, dtype=dtype, max_memory=max_memory,
-        )  # fmt: skip
-    with prepared(
-        model,
-        data,
-        masks=masks,
-        batchnorm=batchnorm,
-        include=include,
-        exclude=exclude,
-        output=output,
-        dtype=dtype,
-        max_memory=max_memory,
-    ) as passes:
-        run = _px if criterion == "px" else _joint
-        found = run(passes, data, progress)
-    provenance = {"pxfast": __version__, "criterion": criterion, "batchnorm": batchnorm}
-    return _assembled(passes.weights, provenance | found)
+
+class Scorer:
+    """`score` again and again, under masks that only ever lose weights: what cannot change under
+    them is found once."""
+
+    def __init__(
+        self, model: nn.Module, data: Any, criterion: str | Criterion = "px", **options: Any
+    ):
+        """The arguments are those of `score`."""
+        self.model, self.data, self.criterion, self.options = model, data, criterion, options
+        self._structure: Structure | None = None
+
+    def __call__(
+        self, masks: Mapping[str, Tensor] | None = None, progress: bool | None = None
+    ) -> Scores:
+        """Scores under masks; ``progress`` as in `score`."""
+        if self.criterion not in CRITERIA:
+            from pxfast.criteria.registry import score_by  # which builds on this module
+
+            return score_by(
+                self.criterion, self.model, self.data, masks=masks, progress=progress,
+                **self.options,
+            )  # fmt: skip
+        with prepared(self.model, self.data, masks=masks, **self.options) as passes:
+            passes.structure = self._structure
+            run = _px if self.criterion == "px" else _joint
+            found = run(passes, self.data, progress)
+        if passes.structure is not None and not passes.structure.cancels:
+            self._structure = passes.structure  # fewer weights will not make the data cancel again
+        provenance = {"pxfast": __version__, "criterion": self.criterion}
+        provenance["batchnorm"] = self.options.get("batchnorm", "running")
+        return _assembled(passes.weights, provenance | found)
 
 
 def _px(passes: Passes, data: Any, progress: bool | None) -> dict[str, Any]:
     """The data pass (unless the data cancels), then the kernel pass."""
     first, stream = peeked(batches(progress_bar(data, "score", progress)))
-    if _some_layer_unmasked(passes.weights) and passes.data_cancels(first):
+    if passes.data_cancels(first):
         sums: list[PathSum] | None = None
         how = "skipped: every output has the same path activation, so the data cancels from S/R"
     else:
@@ -131,11 +147,6 @@ def _px(passes: Passes, data: Any, progress: bool | None) -> dict[str, Any]:
         "data_pass": how,
         "log2_R": log2,
     }
-
-
-def _some_layer_unmasked(weights: Weights) -> bool:
-    """Whether the data can cancel at all: the last layer would have to keep every weight."""
-    return any(weights.keeps_all(name) for name in layer_weights(weights.model))
 
 
 def _joint(passes: Passes, data: Any, progress: bool | None) -> dict[str, Any]:
@@ -198,7 +209,7 @@ def _assembled(weights: Weights, provenance: dict[str, Any]) -> Scores:
     if unused:
         warnings.warn(
             f"the output never uses these weights, so they get no scores: {', '.join(unused)}",
-            stacklevel=3,
+            stacklevel=4,
         )
     underflowed = {}
     for name in scored:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pxfast
 from pxfast.errors import DataError, MaskError
+from pxfast.scoring import Scorer
 
 # ---- the rounds ----
 
@@ -79,11 +80,12 @@ def test_the_default_criterion_is_px():
 def test_options_reach_the_scores(monkeypatch):
     seen = []
 
-    def score(model, data, **options):
-        seen.append(options)
-        return pxfast.Scores(Magnitude().score(model, data, masks=options["masks"] or {}))
+    def score(scorer, masks=None, progress=None):
+        seen.append({**scorer.options, "criterion": scorer.criterion, "progress": progress})
+        seen[-1]["masks"] = masks
+        return pxfast.Scores(Magnitude().score(scorer.model, scorer.data, masks=masks or {}))
 
-    monkeypatch.setattr("pxfast.pruning.score", score)
+    monkeypatch.setattr(Scorer, "__call__", score)
     options = {
         "criterion": "px-joint", "batchnorm": "data", "include": ["4*", "6*"], "exclude": "0*",
         "output": 0, "dtype": torch.bfloat16, "max_memory": 10**9,

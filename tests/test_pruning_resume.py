@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import pxfast
 from pxfast.errors import DataError, FileFormatError
+from pxfast.scoring import Scorer
 from pxfast.selection.checkpoint import Checkpoint
 
 ROOT = Path(pxfast.__file__).parent.parent
@@ -125,7 +126,7 @@ def test_a_finished_run_scores_nothing_again(tmp_path):
 
 def test_px_resumes_to_the_same_bits(tmp_path, monkeypatch):
     whole = run(criterion="px")
-    score, calls = pxfast.score, []
+    score, calls = Scorer.__call__, []
 
     def stopping(*args, **options):
         calls.append(1)
@@ -133,7 +134,7 @@ def test_px_resumes_to_the_same_bits(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return score(*args, **options)
 
-    monkeypatch.setattr("pxfast.pruning.score", stopping)
+    monkeypatch.setattr(Scorer, "__call__", stopping)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "c", criterion="px")
     resumed = run(tmp_path / "c", criterion="px")

@@ -13,7 +13,8 @@ J  (joint)        yes                          θ²·M                          
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -51,6 +52,8 @@ class Network:
         autocast: dtype of the forward's values under autocast, or None.
         bytes: what the PathTensors made so far would hold, an upper bound of the pass's activation
             memory.
+        largest: bytes of the largest value so far.
+        coupled: whether samples of a batch have met, in statistics of the batch.
         products: gate · value products met so far, whose side branches get scores of their own.
         anchor: requires grad, so that the backward also reaches the first layer, whose input needs
             none.
@@ -66,6 +69,8 @@ class Network:
     dtype: torch.dtype
     autocast: torch.dtype | None = None
     bytes: int = 0
+    largest: int = 0
+    coupled: bool = False
     products: list[Product] = field(default_factory=list)
     anchor: Tensor = field(default_factory=lambda: torch.zeros((), requires_grad=True))
 
@@ -124,7 +129,9 @@ class Network:
         """Pair a value with its path sum."""
         from pxfast.paths.tensor import PathTensor
 
-        self.bytes += value.nbytes + (path.mantissa.nbytes if path is not None else 0)
+        size = value.nbytes
+        self.largest = max(self.largest, size)
+        self.bytes += size + (path.mantissa.nbytes if path is not None else 0)
         return PathTensor(value, path, self.device)
 
     def opened(self, result: Any, activation: str, x: Any) -> Any:
@@ -173,13 +180,16 @@ class Network:
 
     # ---- for the interpreter ---------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def path_arithmetic(self) -> Iterator[None]:
+    def path_arithmetic(self) -> AbstractContextManager[Any]:
         """Gradient mode and precision of path sums, whatever the model's forward has set for its
         values."""
-        with (
-            torch.set_grad_enabled(self.differentiate),
-            torch.autocast(self.device.type, enabled=False),
-            Shapes() if self.path_device.type == "meta" else contextlib.nullcontext(),
-        ):
-            yield
+        autocast = torch.is_autocast_enabled(self.device.type)
+        shapes = self.path_device.type == "meta"
+        if not autocast and not shapes:  # at every function of the model: as little as is needed
+            return torch.set_grad_enabled(self.differentiate)
+        contexts = contextlib.ExitStack()
+        contexts.enter_context(torch.set_grad_enabled(self.differentiate))
+        contexts.enter_context(torch.autocast(self.device.type, enabled=False))
+        if shapes:
+            contexts.enter_context(Shapes())
+        return contexts

@@ -31,6 +31,29 @@ from pxfast.paths.weights import Weights
 End = tuple[PathSum, tuple[int, ...]]  # the path sum of an output, and its full shape
 
 
+@dataclass(frozen=True)
+class Structure:
+    """What the activation network h tells on shapes alone, for one sample.
+
+    Attributes:
+        cancels: s_k is the same for every k, whatever the data.
+        bytes: what all values and path sums hold together.
+        largest: bytes of the largest value.
+        separable: a batch may be cut into parts: its samples never meet.
+    """
+
+    cancels: bool = False
+    bytes: int = 0
+    largest: int = 0
+    separable: bool = False
+
+
+# A CPU runs a batch in parts whose values stay in its caches and in memory that is already mapped,
+# but not in smaller ones than repay reading all weights again (docs/method.md, "Parts of a batch").
+PART_BYTES = 4 * 2**20  # of the largest value
+PART_WEIGHTS = 4  # bytes of all values ÷ bytes of all weights, at least
+
+
 @dataclass
 class Passes:
     """A model, its weights and the options that all passes share."""
@@ -43,6 +66,7 @@ class Passes:
     output: Select = None
     autocast: torch.dtype | None = None
     max_memory: int | None = None
+    structure: Structure | None = None
     samples: int = field(default=0, init=False)
     branches: list[SideBranch] = field(default_factory=list, init=False)
 
@@ -50,23 +74,42 @@ class Passes:
 
     def data_cancels(self, batch: Batch) -> bool:
         """Whether s_k is the same for every k, whatever the data: proved on shapes alone."""
-        network = self._network(gates=True, squares=False, values=False)
-        try:
-            ends = self._run(network, batch.samples(0, 1), _square, number=1)
-        except NeedsValuesError:
-            return False
-        return len(ends) == 1 and all(size == 1 for size in ends[0][0].mantissa.shape[1:])
+        return self._structure_of(batch).cancels
+
+    def _structure_of(self, batch: Batch) -> Structure:
+        """Found at the first call; nothing is known where the forward looks at values."""
+        if self.structure is None:
+            network = self._network(gates=True, squares=False, values=False)
+            try:
+                ends = self._run(network, batch.samples(0, 1), _square, number=1)
+            except NeedsValuesError:
+                self.structure = Structure()
+            else:
+                narrow = all(size == 1 for path, _ in ends for size in path.mantissa.shape[1:])
+                self.structure = Structure(
+                    cancels=narrow and len(ends) == 1,
+                    bytes=network.bytes,
+                    largest=network.largest,
+                    separable=not network.coupled,
+                )
+        return self.structure
 
     def activation(self, data: Iterable[Batch]) -> list[PathSum]:
         """s = Σ_n h(x_n), one path sum of shape [1, …] per output."""
         sums: list[PathSum] = []
-        for number, batch in enumerate(data, start=1):
-            batch = self._prepare(batch, number)
-            for part in self._micro_batches(batch, gates=True, squares=False):
-                network = self._network(gates=True, squares=False, values=True)
-                ends = self._run(network, part, _square, number)
-                new = [_over_samples(end) for end in ends]
-                sums = [total(pair) for pair in zip(sums, new, strict=True)] if sums else new
+        try:
+            for number, batch in enumerate(data, start=1):
+                batch = self._prepare(batch, number)
+                parts = list(self._parts(batch, gates=True, squares=False))
+                if len(parts) > 1:
+                    self.weights.memory = self.weights.memory or {}
+                for part in parts:
+                    network = self._network(gates=True, squares=False, values=True)
+                    ends = self._run(network, part, _square, number)
+                    new = [_over_samples(end) for end in ends]
+                    sums = [total(pair) for pair in zip(sums, new, strict=True)] if sums else new
+        finally:
+            self.weights.memory = None
         return sums
 
     def kernel(self, batch: Batch, cotangents: list[PathSum] | None) -> float:
@@ -109,7 +152,7 @@ class Passes:
         summed: Tensor | None = None
         for number, batch in enumerate(data, start=1):
             batch = self._prepare(batch, number)
-            for part in self._micro_batches(batch, gates=True, squares=True):
+            for part in self._parts(batch, gates=True, squares=True):
                 network = self._network(gates=True, squares=True, values=True)
                 ends = self._run(network, part, _square, number)
                 new_exponent, mantissas = aligned([_inner(end, None) for end in ends])
@@ -214,19 +257,32 @@ class Passes:
         self.samples += batch.size
         return batch
 
-    def _micro_batches(self, batch: Batch, *, gates: bool, squares: bool) -> Iterator[Batch]:
-        """Parts of a batch that fit ``max_memory``, judged by what one sample takes."""
-        size = batch.size
-        if self.max_memory is None or size == 1 or self.batchnorm == "data":
-            yield batch
-            return
+    def _parts(self, batch: Batch, *, gates: bool, squares: bool) -> Iterator[Batch]:
+        """Parts of a batch that fit ``max_memory`` and, in h, suit the caches of a CPU."""
+        most = batch.size
+        if self.max_memory is not None and most > 1:
+            most = min(most, self._fitting(batch, self.max_memory, gates=gates, squares=squares))
+        if self.device.type == "cpu" and not squares:
+            most = min(most, self._suiting(batch))
+        yield from batch.split(most)
+
+    def _fitting(self, batch: Batch, memory: int, *, gates: bool, squares: bool) -> int:
+        """How many samples fit ``memory``, judged by what one of them takes."""
         network = self._network(gates=gates, squares=squares, values=True)
+        network.differentiate = False
         with torch.no_grad():
-            network.differentiate = False
             self._run(network, batch.samples(0, 1), _square, number=1)
-        step = max(1, self.max_memory // max(1, network.bytes))
-        for begin in range(0, size, step):
-            yield batch.samples(begin, min(size, begin + step))
+        return batch.size if network.coupled else max(1, memory // max(1, network.bytes))
+
+    def _suiting(self, batch: Batch) -> int:
+        """How many samples suit a CPU's caches, judged by h on shapes alone."""
+        structure = self._structure_of(batch)
+        if not structure.separable:
+            return batch.size
+        weights = sum(parameter.nbytes for parameter in self.model.parameters())
+        suits = PART_BYTES // max(1, structure.largest)
+        repays = -(-PART_WEIGHTS * weights // max(1, structure.bytes))
+        return max(1, suits, repays)
 
     def _checked(self, result: Tensor, exponent: Exponent) -> float:
         """log2 of R; an error where it is 0 or not finite, or where there is nothing to score."""

@@ -56,6 +56,7 @@ class Weight:
         source: the parameter behind it, or None for a constant (a buffer, a fixed kernel).
         theta: the values θ, masks not applied.
         mask: 0/1 tensor M, or None where every weight is kept.
+        memory: where θ·M and M stay for the parts of a batch that are still to come, or None.
     """
 
     weights: Weights
@@ -63,6 +64,7 @@ class Weight:
     theta: Tensor
     mask: Tensor | None
     is_transposed: bool = False
+    memory: dict[str, Tensor] | None = None
 
     @property
     def saliency(self) -> Tensor | None:
@@ -87,11 +89,15 @@ class Weight:
             theta=self.theta.T,
             mask=None if self.mask is None else self.mask.T,
             is_transposed=not self.is_transposed,
+            memory=None,
         )
 
     def masked(self) -> Tensor:
         """θ·M, what the true network uses. A masked weight is 0 whatever θ holds there."""
-        return self.theta if self.mask is None else torch.where(self.mask, self.theta, 0)
+        mask = self.mask
+        if mask is None:
+            return self.theta
+        return self._once("θ·M", lambda: torch.where(mask, self.theta, 0))
 
     def squared(self, dtype: torch.dtype) -> Tensor:
         """θ²·M in the dtype of path sums; 1 in the structure pass, 0 or 1 in the existence pass."""
@@ -109,11 +115,19 @@ class Weight:
 
     def ones(self, dtype: torch.dtype, device: torch.device) -> Tensor | None:
         """M in the dtype of path sums; None where every weight is kept (a layer is a plain sum)."""
-        if self.mask is None:
+        mask = self.mask
+        if mask is None:
             return None
         if device.type == "meta":
-            return self.mask.to("meta").to(dtype)
-        return self.mask.to(dtype)
+            return mask.to("meta").to(dtype)
+        return self._once("M", lambda: mask.to(dtype))
+
+    def _once(self, what: str, make: Callable[[], Tensor]) -> Tensor:
+        if self.memory is None:
+            return make()
+        if what not in self.memory:
+            self.memory[what] = make()
+        return self.memory[what]
 
 
 @dataclass
@@ -133,6 +147,7 @@ class Weights:
         reached: names that the backward from the output has visited.
         rows: by name, the weights in rows that value paths leave; found by the structure pass.
         side: score buffers of the side branch whose backward runs now, or None.
+        memory: θ·M and M by name while a batch runs in parts, or None.
     """
 
     model: nn.Module
@@ -145,6 +160,7 @@ class Weights:
     reached: set[str] = field(default_factory=set)
     rows: dict[str, Tensor] | None = None
     side: dict[str, Tensor] | None = None
+    memory: dict[str, dict[str, Tensor]] | None = None
 
     def __post_init__(self) -> None:
         self._parameters: dict[int, str] = {}
@@ -198,7 +214,10 @@ class Weights:
         mask = self._mask(source)
         self._check_same_use(source, mask)
         seen_mask = None if mask is None else source.seen(mask)
-        return Weight(self, source, source.seen(source.theta), seen_mask)
+        weight = Weight(self, source, source.seen(source.theta), seen_mask)
+        if self.memory is not None and id(tensor) in self._parameters:  # the same in every part
+            weight.memory = self.memory.setdefault(source.name, {})
+        return weight
 
     def _mask(self, source: Source) -> Tensor | None:
         """The model's own mask and the given one together; None where they keep everything."""
@@ -260,11 +279,6 @@ class Weights:
         """Replace every score buffer's content by a function of it."""
         for buffer in self.saliency.values():
             buffer.copy_(function(buffer))
-
-    def keeps_all(self, name: str) -> bool:
-        """Whether the given masks leave this weight whole (the model's own masks are not looked
-        at)."""
-        return self._full.get(name, True)
 
     def kept(self, name: str) -> Tensor:
         """θ·M of a weight that was used."""

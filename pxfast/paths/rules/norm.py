@@ -47,6 +47,7 @@ def batch_norm(
         if network.gates:
             value = network.entrywise(F.batch_norm, input, None, None, weight, bias, True, 0.0, eps)
         dims = [0, *range(2, input.value.dim())]
+        network.coupled = True
         path = network.gated(input, lambda: 1 / (_variance(network, input.value, dims) + eps))
         return network.tensor(
             value,

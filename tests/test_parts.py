@@ -1,0 +1,62 @@
+"""Batches run in parts that suit the caches, and what must not change by it."""
+
+from __future__ import annotations
+
+import nets
+import pytest
+import torch
+from tolerances import DEEP_NET, close
+from torch import nn
+
+import pxfast
+from pxfast import models
+from pxfast.paths import passes
+from pxfast.reference import px as reference
+
+F32, F64 = torch.float32, torch.float64
+
+
+def assert_same(actual, expected, tolerance):
+    assert list(actual) == list(expected)
+    for name in expected:
+        close(actual[name], expected[name], tolerance, name)
+
+
+@pytest.fixture
+def single_samples(monkeypatch):
+    """Parts of one sample, however small the model."""
+    monkeypatch.setattr(passes, "PART_BYTES", 0)
+    monkeypatch.setattr(passes, "PART_WEIGHTS", 1e-9)
+
+
+def test_a_batch_runs_in_parts_that_suit_the_caches(monkeypatch):
+    torch.manual_seed(3)
+    resnet, images = models.resnet20().eval(), torch.randn(5, 3, 16, 16)
+    sizes = []
+    forward = type(resnet).forward
+    monkeypatch.setattr(
+        type(resnet), "forward", lambda self, x: sizes.append(x.shape[0]) or forward(self, x)
+    )
+    masks = nets.random_masks(resnet, 0.5)
+    whole = pxfast.score(resnet, images, masks=masks)
+    assert max(sizes) == len(images)
+    sizes.clear()
+    monkeypatch.setattr(passes, "PART_BYTES", 0)
+    monkeypatch.setattr(passes, "PART_WEIGHTS", 1e-9)
+    parts = pxfast.score(resnet, images, masks=masks)
+    assert set(sizes) == {1}
+    assert_same(parts, whole, DEEP_NET[F32])
+
+
+@pytest.mark.usefixtures("single_samples")
+def test_samples_that_meet_in_statistics_stay_together():
+    model = nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3, track_running_stats=False), nn.ReLU(), nn.Flatten(),
+        nn.Linear(12, 2),
+    )  # fmt: skip
+    masks = nets.random_masks(model, 0.5)
+    x = torch.randn(6, 1, 4, 4)
+    expected = reference.score(model.double(), x.double(), masks=masks)
+    for given in (None, 1):
+        scores = pxfast.score(model.double(), x.double(), masks=masks, max_memory=given)
+        assert_same(scores, expected, DEEP_NET[F64])
