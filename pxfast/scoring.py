@@ -16,6 +16,7 @@ from pxfast.paths.names import named_weights
 from pxfast.paths.outputs import Select
 from pxfast.paths.passes import Passes, Structure
 from pxfast.paths.pathsum import PathSum
+from pxfast.paths.select import any_along
 from pxfast.paths.weights import Weights
 from pxfast.preparation import Choice, layer_weights, prepared
 from pxfast.selection.scores import Scores
@@ -213,12 +214,18 @@ def _assembled(weights: Weights, provenance: dict[str, Any]) -> Scores:
         )
     underflowed = {}
     for name in scored:
-        kept = weights.kept(name)
-        count = int(kept.count_nonzero() - kept.to(weights.dtype).square().count_nonzero())
+        count = _underflowed(weights.kept(name), weights.dtype)
         if count:
             underflowed[name] = count
     provenance |= {"underflowed": underflowed, "unused": unused}
     return Scores({name: weights.saliency[name] for name in scored}, provenance)
+
+
+def _underflowed(kept: Tensor, dtype: torch.dtype) -> int:
+    """How many weights are not 0, but their squares are."""
+    kept = kept.to(dtype)
+    lost = (kept.square() == 0) & (kept != 0)
+    return int(lost.count_nonzero()) if any_along(lost, range(lost.dim())) else 0
 
 
 def _sample_count(data: Any) -> int | None:

@@ -22,6 +22,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from pxfast.errors import MaskError
 from pxfast.paths.names import named_weights, running_module
+from pxfast.paths.select import all_set, any_along, selected
 
 View = Callable[[Tensor], Tensor]
 
@@ -56,7 +57,7 @@ class Weight:
         source: the parameter behind it, or None for a constant (a buffer, a fixed kernel).
         theta: the values θ, masks not applied.
         mask: 0/1 tensor M, or None where every weight is kept.
-        memory: where θ·M and M stay for the parts of a batch that are still to come, or None.
+        memory: what is made of θ and M stays here for the parts of a batch that are still to come.
     """
 
     weights: Weights
@@ -97,7 +98,7 @@ class Weight:
         mask = self.mask
         if mask is None:
             return self.theta
-        return self._once("θ·M", lambda: torch.where(mask, self.theta, 0))
+        return self._once("θ·M", lambda: selected(self.theta, mask))
 
     def squared(self, dtype: torch.dtype) -> Tensor:
         """θ²·M in the dtype of path sums; 1 in the structure pass, 0 or 1 in the existence pass."""
@@ -121,6 +122,19 @@ class Weight:
         if device.type == "meta":
             return mask.to("meta").to(dtype)
         return self._once("M", lambda: mask.to(dtype))
+
+    def channels(self) -> tuple[Tensor, Tensor] | None:
+        """The inputs and outputs of a convolution (not transposed, groups = 1) that have a weight,
+        where leaving out the others saves a quarter of the work: below some percent it does.
+        """
+        mask = self.mask
+        if mask is None:
+            return None
+        window = range(2, mask.dim())
+        inputs = self._once("inputs", lambda: _positions(any_along(mask, (0, *window))))
+        outputs = self._once("outputs", lambda: _positions(any_along(mask, (1, *window))))
+        worth = 4 * inputs.numel() * outputs.numel() <= 3 * mask.shape[0] * mask.shape[1]
+        return (inputs, outputs) if worth else None
 
     def _once(self, what: str, make: Callable[[], Tensor]) -> Tensor:
         if self.memory is None:
@@ -147,7 +161,7 @@ class Weights:
         reached: names that the backward from the output has visited.
         rows: by name, the weights in rows that value paths leave; found by the structure pass.
         side: score buffers of the side branch whose backward runs now, or None.
-        memory: θ·M and M by name while a batch runs in parts, or None.
+        memory: by name what was made of θ and M, while a batch runs in parts; else None.
     """
 
     model: nn.Module
@@ -168,7 +182,7 @@ class Weights:
         for name, parameter in named_weights(self.model):
             self._parameters[id(parameter)] = name
         self._given = {name: _as_bool(name, mask) for name, mask in self.masks.items()}
-        self._full: dict[str, bool] = {name: bool(mask.all()) for name, mask in self._given.items()}
+        self._full: dict[str, bool] = {name: all_set(mask) for name, mask in self._given.items()}
 
     # ---- following tensors from parameters -------------------------------------------------------
 
@@ -283,7 +297,7 @@ class Weights:
     def kept(self, name: str) -> Tensor:
         """θ·M of a weight that was used."""
         source = self.used[name]
-        return source.theta if source.mask is None else torch.where(source.mask, source.theta, 0)
+        return source.theta if source.mask is None else selected(source.theta, source.mask)
 
     def describe_empty(self) -> str:
         """Which layers keep no weight, to explain why no path reaches the output."""
@@ -370,6 +384,10 @@ def _mask_of_product(
             return condition.bool()
         return ~condition.bool() if _is_zero(yes) else None
     return None
+
+
+def _positions(flags: Tensor) -> Tensor:
+    return flags.nonzero().squeeze(1)
 
 
 def _is_zero(value: Any) -> bool:

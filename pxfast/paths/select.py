@@ -1,0 +1,33 @@
+"""Masks at the speed of memory.
+
+On a CPU torch's `where` and its reductions of bool tensors take ten to forty times as long as
+reading them does; these are the same results by the way of faster functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pxfast.batches import is_finite
+
+
+def selected(theta: Tensor, mask: Tensor) -> Tensor:
+    """θ where the bool mask M is set and 0 elsewhere, whatever θ holds there."""
+    if theta.device.type == "cpu" and is_finite(theta):
+        return theta * mask
+    return torch.where(mask, theta, 0)
+
+
+def any_along(mask: Tensor, dims: Sequence[int]) -> Tensor:
+    """``mask.any(dims)`` of a bool tensor; False where nothing is looked at."""
+    if mask.numel() == 0:
+        return mask.sum(tuple(dims)) > 0
+    return mask.view(torch.uint8).amax(tuple(dims)) > 0
+
+
+def all_set(mask: Tensor) -> bool:
+    """``bool(mask.all())`` of a bool tensor."""
+    return mask.numel() == 0 or bool(mask.view(torch.uint8).amin())
