@@ -2,17 +2,20 @@
 
 Both algorithms prune the same model with the same images in one process, in turn, round by round,
 each with its own masks; a round is a score and the selection. Rounds in which pxfast reads the
-data and rounds whose data pass it skips are told apart. Peak memory is that of a few rounds from
-the start, in a process of its own.
+data and rounds whose data pass it skips are told apart, and its time is broken down into steps. On
+large networks the official algorithm takes part in every tenth round only. Peak memory is that of
+a few rounds from the start, in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +25,15 @@ import pxfast
 from bench import _setting
 from bench._harness import Work, peak_memory, ratio, spread
 from bench._result import Result
+from pxfast.paths.passes import Passes
 from pxfast.reference import official
 
 MEMORY_ROUNDS = 3
+STEPS: dict[str, list[tuple[type, str]]] = {  # of a round of pxfast: the methods that do each
+    "data pass": [(Passes, "activation"), (Passes, "joint")],
+    "kernel pass": [(Passes, "kernel")],
+    "selection": [(pxfast.Scores, "masks")],
+}
 MaskDict = dict[str, Tensor]
 
 
@@ -34,23 +43,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--criterion", choices=("px", "px-joint"), default="px", help="of pxfast")
     parser.add_argument("--density", type=float, default=0.02, help="fraction of weights to keep")
     parser.add_argument("--rounds", type=int, default=100, help="scores and selections")
+    parser.add_argument(
+        "--official-every",
+        type=int,
+        metavar="N",
+        help="let the official algorithm prune in rounds 1, 1 + N, 1 + 2N … only (by default 1 on "
+        "digits, 10 on random images)",
+    )
 
 
 def measure(arguments: argparse.Namespace) -> Result:
     """Prune with both algorithms in turn and compare them round by round."""
-    model, images = _setting.setting(**_setting.of(arguments))
+    chosen = _setting.of(arguments)
+    model, images = _setting.setting(**chosen)
+    every = arguments.official_every or (1 if chosen["images"] is None else 10)
     pxfast_round(model, images, {}, 0.5, arguments.criterion)  # both once before the clock counts
     official_round(model, images, {}, 0.5)
-    seconds: dict[str, list[float]] = {"pxfast": [], "official": []}
+    seconds: dict[str, list[float]] = {name: [] for name in ("pxfast", "official", *STEPS)}
     reads_data = []
     ours: MaskDict = {}
     theirs: MaskDict = {}
     for r in tqdm(range(1, arguments.rounds + 1), desc="pruning twice"):
         density = arguments.density ** (r / arguments.rounds)
-        with _timed(seconds["pxfast"]):
+        with _timed(seconds["pxfast"]), steps_timed() as spent:
             ours, provenance = pxfast_round(model, images, ours, density, arguments.criterion)
-        with _timed(seconds["official"]):
-            theirs = official_round(model, images, theirs, density)
+        for step in STEPS:
+            seconds[step].append(spent[step])
+        if (r - 1) % every == 0:
+            with _timed(seconds["official"]):
+                theirs = official_round(model, images, theirs, density)
+        else:
+            seconds["official"].append(seconds["official"][-1])
         reads_data.append(provenance["data_pass"] == "run")
     kinds: list[tuple[str, list[bool]]] = [
         ("rounds that read the data", reads_data),
@@ -66,12 +89,7 @@ def measure(arguments: argparse.Namespace) -> Result:
             "density": arguments.density,
         },
         rows=[_row(kind, chosen, seconds, memory) for kind, chosen in kinds if any(chosen)],
-        notes=[
-            "Seconds are sums over the rounds; per round, medians of the rounds' ratios, in "
-            "brackets the quartiles.",
-            f"MiB is what the first {MEMORY_ROUNDS} rounds take at their peak on top of model and "
-            "images.",
-        ],
+        notes=_notes(every),
     )
 
 
@@ -109,6 +127,48 @@ def prepare_prune(
     return lambda: run[candidate](density=density, rounds=MEMORY_ROUNDS)
 
 
+@contextmanager
+def steps_timed() -> Iterator[dict[str, float]]:
+    """Give the seconds that the calls inside spend in each of `STEPS`."""
+    spent = dict.fromkeys(STEPS, 0.0)
+
+    def timed(method: Callable[..., object], step: str) -> Callable[..., object]:
+        @functools.wraps(method)
+        def call(*args: object, **kwargs: object) -> object:
+            start = time.perf_counter()
+            try:
+                return method(*args, **kwargs)
+            finally:
+                spent[step] += time.perf_counter() - start
+
+        return call
+
+    with ExitStack() as stack:
+        for step, methods in STEPS.items():
+            for owner, name in methods:
+                wrapped = timed(getattr(owner, name), step)
+                stack.enter_context(mock.patch.object(owner, name, wrapped))
+        yield spent
+
+
+def _notes(every: int) -> list[str]:
+    """Return what a reader must know, with how often the official algorithm took part."""
+    notes = [
+        "Seconds are sums over the rounds; per round, medians of the rounds' ratios, in "
+        "brackets the quartiles.",
+        "The kernel pass is that of px; px-joint has only its data pass. Other is everything else "
+        "in a round: checks, the proof that the data cancel, and the assembling of the scores.",
+        f"MiB is what the first {MEMORY_ROUNDS} rounds take at their peak on top of model and "
+        "images.",
+    ]
+    if every > 1:
+        notes.append(
+            f"The official algorithm prunes, and is timed, in one of {every} rounds only (1, "
+            f"{1 + every}, …); a round without it counts with its time in the round before."
+        )
+    return notes
+
+
 def _row(
     kind: str, chosen: list[bool], seconds: dict[str, list[float]], memory: dict[str, float]
 ) -> dict[str, object]:
@@ -121,6 +181,8 @@ def _row(
         "": kind,
         "rounds": sum(chosen),
         "pxfast s": sum(ours),
+        **{f"{step} s": sum(times[step]) for step in STEPS},
+        "other s": sum(ours) - sum(sum(times[step]) for step in STEPS),
         "official s": sum(theirs),
         "official ÷ pxfast": sum(theirs) / sum(ours),
         "per round": ratio(theirs, ours),

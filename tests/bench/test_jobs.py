@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 
 import nets
@@ -12,7 +13,7 @@ from libraries import library
 
 import pxfast
 from bench import _setting, official_noise, prune, quality, run, score
-from bench._result import load
+from bench._result import Result, load
 from pxfast.reference import official
 
 SETTINGS = {"density": 0.02, "rounds": 5, "size": 8, "epochs": 1}
@@ -33,6 +34,49 @@ def test_rounds_are_those_of_the_two_loops() -> None:
     assert same(ours, pxfast.prune(model, images, density=0.3, rounds=5))
     assert same(theirs, official.prune(model, images, density=0.3, rounds=5))
     assert provenance["data_pass"] == "run"
+
+
+def prune_job(monkeypatch, tmp_path: Path, *options: str) -> tuple[Result, list[float]]:
+    """The result of a short job, and the densities that the official algorithm pruned to."""
+    densities = []
+
+    def official_round(model, images, masks, density):
+        densities.append(density)
+        time.sleep(0.01)
+        return masks
+
+    monkeypatch.setattr(prune, "official_round", official_round)
+    monkeypatch.setattr(prune, "peak_memory", lambda prepare, **job: 1.0)
+    small = ["--size", "8", "--per-class", "1", "--rounds", "5", "--results", str(tmp_path)]
+    return run.main(["prune", *small, *options]), densities[1:]  # without the warm-up
+
+
+def test_a_run_is_broken_down_into_steps(monkeypatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(  # a step that cannot be overlooked
+        pxfast.Scores,
+        "masks",
+        lambda *a, _f=pxfast.Scores.masks, **k: time.sleep(0.2) or _f(*a, **k),
+    )
+    result, densities = prune_job(monkeypatch, tmp_path)
+    assert densities == [0.02 ** (r / 5) for r in range(1, 6)]
+    for row in result.rows:
+        steps = [float(str(row[f"{step} s"])) for step in (*prune.STEPS, "other")]
+        assert sum(steps) == pytest.approx(row["pxfast s"], rel=1e-9)
+        assert all(step > 0 for step in steps[1:])
+        assert 0.2 * int(str(row["rounds"])) < steps[2] < row["pxfast s"]
+    by_kind = {row[""]: row for row in result.rows}
+    assert by_kind["rounds whose data pass is skipped"]["data pass s"] == 0
+    assert by_kind["rounds that read the data"]["data pass s"] > 0
+    assert not any("official" in note for note in result.notes)
+    assert pxfast.Scores.masks.__name__ == "<lambda>"  # what watched it is gone
+
+
+def test_the_official_algorithm_may_take_part_in_some_rounds_only(monkeypatch, tmp_path) -> None:
+    result, densities = prune_job(monkeypatch, tmp_path, "--official-every", "2")
+    assert densities == [0.02 ** (r / 5) for r in (1, 3, 5)]
+    whole = result.rows[-1]
+    assert whole["rounds"] == 5 and 0.05 < float(str(whole["official s"])) < 5
+    assert "in one of 2 rounds only (1, 3, …)" in result.notes[-1]
 
 
 def test_random_masks_are_exact_and_seeded() -> None:
