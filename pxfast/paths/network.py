@@ -129,6 +129,8 @@ class Network:
         """Pair a value with its path sum."""
         from pxfast.paths.tensor import PathTensor
 
+        if path is not None and path.mantissa.dim() < value.dim():  # broadcasting added dimensions
+            path = path.map(lambda m: m[(None,) * (value.dim() - m.dim())])
         size = value.nbytes
         self.largest = max(self.largest, size)
         self.bytes += size + (path.mantissa.nbytes if path is not None else 0)

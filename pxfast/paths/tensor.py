@@ -36,7 +36,8 @@ class PathTensor(Tensor):
 
     value: Tensor
     path: PathSum | None
-    mean_of: weakref.ref[PathTensor] | None = None  # whose mean this is: subtracting it centres
+    # whose mean or largest entry this is: subtracting it centres
+    mean_of: weakref.ref[PathTensor] | None = None
     opening: Opening | None = (
         None  # the activation it came out of, if only reshaped or scaled since
     )
@@ -120,6 +121,12 @@ class Interpreter(TorchFunctionMode):
         Interpreter._active.pop()
         if self.lost is not None and not isinstance(error, PxfastError):
             raise NoRuleError(self.lost) from error
+
+    @classmethod
+    def running(cls) -> Interpreter:
+        """The innermost interpreter: entered again, a rule's own torch functions go by the
+        rules."""
+        return cls._active[-1]
 
     @classmethod
     def note_lost_path(cls, message: str) -> None:

@@ -4,6 +4,7 @@ them."""
 from pxfast.paths.rules import (
     activation,
     arithmetic,
+    composed,
     linear,
     metadata,
     norm,
@@ -11,4 +12,4 @@ from pxfast.paths.rules import (
     shape,
 )
 
-__all__ = ["activation", "arithmetic", "linear", "metadata", "norm", "pooling", "shape"]
+__all__ = ["activation", "arithmetic", "composed", "linear", "metadata", "norm", "pooling", "shape"]

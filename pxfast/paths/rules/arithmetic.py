@@ -70,7 +70,8 @@ def multiply(network: Network, func: Any, input: Any, other: Any) -> Any:
     if path_of(input) is None:
         return network.tensor(value, None)
     if path_of(other) is not None:
-        return gated_product(network, value, input, other)
+        gate, gated = (input, other) if _is_gate(network, input, other) else (other, input)
+        return gated_product(network, value, gate, gated, 2)
     result = network.tensor(value, factored(network, input, other, 2))
     result.opening = input.opening  # scaling keeps what it came out of
     return result
@@ -79,10 +80,9 @@ def multiply(network: Network, func: Any, input: Any, other: Any) -> Any:
 BOUNDED = ("softmax", "sigmoid", "hardsigmoid", "tanh")
 
 
-def gated_product(network: Network, value: Any, x: Any, y: Any) -> Any:
-    """gate · value: the value's path, times the squared value of the gate where gates count."""
-    gate, gated = (x, y) if _is_gate(network, x, y) else (y, x)
-    path = network.gated(gated, lambda: gate.value.to(network.dtype).square())
+def gated_product(network: Network, value: Any, gate: Any, gated: Any, power: int) -> Any:
+    """gate · value: the value's path, times ``gate**power`` where gates count."""
+    path = network.gated(gated, lambda: gate.value.to(network.dtype) ** power)
     if path is not None and network.squares and network.differentiate:
         repeats = gate.value.numel() / max(1, gate.path.mantissa.numel())
         opening = gate.opening or Opening("none", gate.path, repeats)
@@ -132,18 +132,19 @@ def divide(
     *,
     rounding_mode: str | None = None,
 ) -> Any:
-    """x / c, for a constant, a learned scale or a gate tensor c."""
+    """x / c, for a constant, a learned scale or a gate tensor c; or for a gate with a path."""
     value = network.broadcast(torch.div, input, other, rounding_mode=rounding_mode)
-    if path_of(other) is not None or path_of(input) is None:
-        if path_of(input) is not None:
-            raise NoRuleError(
-                f"a quotient of two tensors that both carry paths (in {network.weights.where()}) "
-                "needs a rule that says which one is the gate: register one with pxfast.rule."
-            )
+    if path_of(input) is None or rounding_mode is not None:
         return network.tensor(value, None)
-    if rounding_mode is not None:
-        return network.tensor(value, None)
-    return network.tensor(value, factored(network, input, other, -2))
+    if path_of(other) is None:
+        return network.tensor(value, factored(network, input, other, -2))
+    if _is_gate(network, input, other):
+        raise NoRuleError(
+            f"a quotient whose divisor carries the value path (in {network.weights.where()}) has "
+            "no rule: the gate of a quotient must be its divisor. Put it into a function of its "
+            "own and register a rule for that with pxfast.rule."
+        )
+    return gated_product(network, value, other, input, -2)
 
 
 @rule(
@@ -160,8 +161,7 @@ def sign(network: Network, func: Any, input: Any) -> Any:
 @rule(
     *spellings(
         "pow", "square", "sqrt", "rsqrt", "exp", "reciprocal", "norm", "var", "std", "log", "exp2",
-        "expm1", "log1p", "amax", "amin", "max", "min", "softmax", "log_softmax", "logsumexp",
-        "cos",
+        "expm1", "log1p", "softmax", "log_softmax", "logsumexp", "cos",
     ),
     torch.linalg.vector_norm, torch.linalg.norm, torch.var_mean, torch.std_mean,
     Tensor.__pow__, Tensor.__rpow__, Tensor.__rtruediv__, Tensor.__ipow__,
@@ -180,24 +180,30 @@ def reduce(network: Network, func: Any, input: Any, *args: Any, **kwargs: Any) -
     value = network.value(func, input, *args, **kwargs)
     if input.path is None:
         return network.tensor(value, None)
-    shape = input.value.shape
-    dims, keepdim = _dims(input, *args, **kwargs)
-    mantissa = input.path.mantissa
-    constant = [dim for dim in dims if mantissa.shape[dim] == 1]
-    factor = math.prod(shape[dim] for dim in constant)
+    dims, keepdim = reduced_dims(input, *args, **kwargs)
+    path = sum_over(input.path, input.value.shape, dims, keepdim)
     if "mean" in func.__name__:
-        factor /= math.prod(shape[dim] for dim in dims)
-    reduced = mantissa.sum(dims, keepdim=keepdim) if dims else mantissa
-    result = network.tensor(value, PathSum(reduced * factor, input.path.exponent).normalised())
+        path = path.times(1 / math.prod(input.value.shape[dim] for dim in dims))
+    result = network.tensor(value, path.normalised())
     if "mean" in func.__name__:
         result.mean_of = weakref.ref(input)
     return result
 
 
-def _dims(x: Any, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> tuple[list[int], bool]:
-    """The reduced dimensions of a call to sum or mean."""
+def sum_over(path: PathSum, shape: torch.Size, dims: list[int], keepdim: bool) -> PathSum:
+    """Sum over dimensions of the given full sizes; a constant one is a multiplication."""
+    mantissa = path.mantissa
+    factor = math.prod(shape[dim] for dim in dims if mantissa.shape[dim] == 1)
+    return PathSum((mantissa.sum(dims, keepdim=keepdim) if dims else mantissa) * factor,
+                   path.exponent)  # fmt: skip
+
+
+def reduced_dims(
+    x: Any, dim: Any = None, keepdim: bool = False, **kwargs: Any
+) -> tuple[list[int], bool]:
+    """The dimensions that a call to sum, mean or max reduces, and whether it keeps them."""
     dim = kwargs.get("axis", dim)
-    if isinstance(dim, torch.dtype) or dim is None or dim == ():
+    if isinstance(dim, torch.dtype) or dim is None or dim == () or dim == []:
         return list(range(x.value.dim())), keepdim
     dims = [dim] if isinstance(dim, int) else list(dim)
     return [d % x.value.dim() for d in dims], kwargs.get("keepdims", keepdim)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pxfast.errors import NoRuleError
 from pxfast.paths.network import NeedsValuesError, Network
-from pxfast.paths.registry import rule
+from pxfast.paths.registry import rule, spellings
 
 _PROPERTIES = [
     "shape", "dtype", "layout", "ndim", "requires_grad", "grad", "grad_fn", "is_leaf", "is_sparse",
@@ -89,7 +89,9 @@ def to_python(network: Network, func: Any, *args: Any, **kwargs: Any) -> Any:
     torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like, torch.rand_like,
     torch.randn_like,
     Tensor.new_zeros, Tensor.new_ones, Tensor.new_full, Tensor.new_empty, Tensor.new_tensor,
-    torch.sign, Tensor.sign,
+    torch.sign, Tensor.sign, Tensor.__and__, Tensor.__or__, Tensor.__xor__, Tensor.__invert__,
+    *spellings("logical_and", "logical_or", "logical_xor", "logical_not"), Tensor.bool, Tensor.int,
+    Tensor.long,
 )  # fmt: skip
 def without_path(network: Network, func: Any, *args: Any, **kwargs: Any) -> Any:
     """Piecewise constant in its input, or not a function of it at all: a value that carries no

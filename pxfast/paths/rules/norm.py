@@ -130,7 +130,7 @@ def instance_norm(
     *_: Any,
 ) -> Any:  # fmt: skip
     """Over space: h × 1/(σ²+ε) of the sample, g × γ². With running statistics it is a BatchNorm in
-    evaluation."""
+    evaluation; the data's are those of the sample."""
     if func is torch.instance_norm:
         running_mean, running_var, weight, bias = (
             weight,
@@ -138,7 +138,7 @@ def instance_norm(
             running_mean,
             running_var,
         )
-    if not use_input_stats:
+    if not use_input_stats and network.batchnorm == "running":
         return batch_norm(
             network,
             F.batch_norm,

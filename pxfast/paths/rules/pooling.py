@@ -1,9 +1,10 @@
-"""Pooling. Max-pooling follows the entry that the true network picked (h, J), or opens every path
-(g)."""
+"""Pooling. Max-pooling, and the largest entry along dimensions or of two tensors, follows the entry
+that the true network picked (h, J), or opens every path (g)."""
 
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +14,10 @@ from torch import Tensor
 
 from pxfast.errors import NoRuleError
 from pxfast.paths.network import Network
-from pxfast.paths.pathsum import PathSum
-from pxfast.paths.registry import rule
+from pxfast.paths.pathsum import PathSum, total
+from pxfast.paths.registry import rule, spellings
+from pxfast.paths.rules.activation import clamp
+from pxfast.paths.rules.arithmetic import path_of, reduced_dims, sum_over
 
 Pool = Callable[..., Tensor]
 _CONVOLUTION: dict[int, Pool] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -44,7 +47,8 @@ def _max_pool(dims: int) -> Callable[..., Any]:
         else:
             path = _window_sum(input, value.shape, dims, kernel_size, stride, padding, dilation)
         result = network.tensor(value, path)
-        return (result, network.tensor(indices, None)) if return_indices else result
+        both = return_indices or func is _WITH_INDICES[dims]
+        return (result, network.tensor(indices, None)) if both else result
 
     return max_pool
 
@@ -149,7 +153,10 @@ def _adaptive_max_pool(dims: int) -> Callable[..., Any]:
         else:
             path = _adaptive_window_sum(input, value.shape[-dims:], dims)
         result = network.tensor(value, path)
-        return (result, network.tensor(indices, None)) if return_indices else result
+        both = return_indices or func in (
+            _ADAPTIVE_WITH_INDICES[dims], torch.adaptive_max_pool1d
+        )  # fmt: skip
+        return (result, network.tensor(indices, None)) if both else result
 
     return adaptive_max_pool
 
@@ -188,6 +195,69 @@ def lp_pool(network: Network, func: Any, input: Any, *args: Any, **kwargs: Any) 
         f"{func.__name__} with norm {norm} is not linear along a path and has no rule; use average "
         "or max-pooling"
     )
+
+
+@rule(*spellings("amax", "amin", "max", "min"))
+def extreme(network: Network, func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
+    """Max-pooling in other words: over dimensions or everything, or of two tensors.
+
+    As with the mean, subtracting a tensor's own largest entry is centring (a stable softmax).
+    """
+    other = args[0] if args else kwargs.get("other")
+    if isinstance(other, Tensor):
+        return extreme_of_two(network, func, input, other)
+    value = network.value(func, input, *args, **kwargs)
+    entries = value if isinstance(value, Tensor) else value[0]
+    path = None
+    if input.path is not None:
+        dims, keepdim = reduced_dims(input, *args, **kwargs)
+        if network.gates:
+            path = _picked_along(network, input, dims, keepdim, "max" in func.__name__)
+        else:
+            path = sum_over(input.path, input.value.shape, dims, keepdim).normalised()
+    result = network.tensor(entries, path)
+    result.mean_of = weakref.ref(input)
+    if isinstance(value, Tensor):
+        return result
+    return type(value)((result, network.tensor(value[1], None)))
+
+
+def _picked_along(
+    network: Network, x: Any, dims: list[int], keepdim: bool, largest: bool
+) -> PathSum:
+    """The path sum of the largest (or smallest) entry over the given dimensions."""
+    shape = x.value.shape
+    kept = [dim for dim in range(len(shape)) if dim not in dims]
+
+    def rows(tensor: Tensor) -> Tensor:
+        return tensor.permute(*kept, *dims).reshape(*(shape[dim] for dim in kept), -1)
+
+    values = rows(x.value)
+    index = values.argmax(-1, True) if largest else values.argmin(-1, True)
+    picked = rows(x.path.widened(shape)).gather(-1, index.to(network.path_device)).squeeze(-1)
+    if keepdim:
+        picked = picked.reshape([1 if dim in dims else size for dim, size in enumerate(shape)])
+    return PathSum(picked, x.path.exponent)
+
+
+@rule(*spellings("maximum", "minimum", "fmax", "fmin"))
+def extreme_of_two(network: Network, func: Any, input: Any, other: Any) -> Any:
+    """Of two tensors with paths, the one that was picked (g: both); of a path and a bound, a
+    clamp."""
+    largest = "max" in func.__name__
+    if path_of(input) is None:
+        input, other = other, input
+    if path_of(input) is None:
+        return network.tensor(network.broadcast(func, input, other), None)
+    if path_of(other) is None:
+        return clamp(network, torch.clamp, input, **{"min" if largest else "max": other})
+    value = network.broadcast(func, input, other)
+    paths = [input.path, other.path]
+    if network.gates:
+        first = input.value >= other.value if largest else input.value <= other.value
+        first = network.like_path(first)
+        paths = [input.path.times(first), other.path.times(~first)]
+    return network.tensor(value, total(paths))
 
 
 def _tuple(value: Any, dims: int) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from pxfast.errors import NoRuleError
 from pxfast.paths.network import NeedsValuesError, Network
-from pxfast.paths.pathsum import PathSum, aligned, narrow
+from pxfast.paths.pathsum import PathSum, aligned, narrow, total
 from pxfast.paths.registry import rule, spellings
 
 
@@ -31,8 +31,8 @@ _MOVING = [
     "tensor_split", "unbind",
     "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "native_channel_shuffle", "unfold",
     "diagonal", "adjoint",
-    "take_along_dim", "gather", "tril", "triu", "alias", "view_copy", "unsafe_chunk",
-    "unsafe_split",
+    "take_along_dim", "gather", "tril", "triu", "alias", "unsafe_chunk",
+    "unsafe_split", "ravel", "flipud", "hsplit", "vsplit", "dsplit",
 ]  # fmt: skip
 
 
@@ -43,15 +43,18 @@ _MOVING = [
 def move(network: Network, func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     """Apply the same movement to value and path; constant dimensions that survive stay narrow."""
     function = _copying(func)
+    counted = "repeat_interleave" in func.__name__ and "output_size" not in kwargs
+    if counted and not network.values and not isinstance((*args, *kwargs.values())[0], int):
+        raise NeedsValuesError  # how many entries there will be depends on the counts
 
     def along(m: Tensor) -> Any:
         rest, named = tree_map_only(Tensor, lambda t: t.to(m.device), (args, kwargs))
         return function(m, *rest, **named)
 
-    return moved(network, x, network.value(func, x, *args, **kwargs), along)
+    return moved(network, x, network.value(function, x, *args, **kwargs), along)
 
 
-@rule(Tensor.view, Tensor.view_as, Tensor.reshape_as, Tensor.expand_as)
+@rule(Tensor.view, Tensor.view_as, Tensor.reshape_as, Tensor.expand_as, torch.view_copy)
 def view(network: Network, func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     """A view of the value; the path may have another memory layout, so it is reshaped."""
     value = network.value(func, x, *args, **kwargs)
@@ -71,7 +74,7 @@ def moved(network: Network, x: Any, value: Any, function: Callable[[Tensor], Any
     pairs = [(value, paths)] if single else list(zip(value, paths, strict=True))
     results = [network.tensor(v, PathSum(narrow(m), x.path.exponent)) for v, m in pairs]
     for result in results:
-        result.opening = x.opening
+        result.opening, result.mean_of = x.opening, x.mean_of
     return results[0] if single else type(value)(results)
 
 
@@ -103,12 +106,12 @@ def set_item(network: Network, func: Any, x: Any, index: Any, source: Any) -> An
 
     value = network.value(torch.clone, x)
     network.value(func, value, index, source)
-    if x.path is None:
-        return network.tensor(value, None)
     new = source.path if isinstance(source, PathTensor) else None
-    if new is None:
-        new = PathSum(x.path.mantissa.new_zeros([1] * max(1, value.dim())), x.path.exponent)
-    exponent, (old_mantissa, new_mantissa) = aligned([x.path, new])
+    given = [path for path in (x.path, new) if path is not None]
+    if not given:
+        return network.tensor(value, None)
+    none = given[0].map(lambda m: m.new_zeros([1] * max(1, value.dim())))
+    exponent, (old_mantissa, new_mantissa) = aligned([x.path or none, new or none])
     mantissa = old_mantissa.expand(value.shape).clone()
     target = mantissa[tree_map_only(Tensor, lambda i: i.to(mantissa.device), index)]
     if isinstance(source, PathTensor):
@@ -124,6 +127,34 @@ def _as_indices(index: Any, like: Tensor) -> tuple[Tensor, ...]:
     positions = torch.arange(like.numel(), device=like.device).reshape(like.shape)
     flat = positions[tree_map_only(Tensor, lambda i: i.to(like.device), index)]
     return torch.unravel_index(flat, like.shape)
+
+
+@rule(torch.where, Tensor.where)
+def where(network: Network, func: Any, condition: Any, input: Any, other: Any) -> Any:
+    """Entries of one tensor or the other. A condition computed from the data is a gate: in g both
+    of its sides are open."""
+    if func is Tensor.where:
+        condition, input = input, condition
+    value = network.value(torch.where, condition, input, other)
+    return network.tensor(value, _chosen(network, condition, input, other))
+
+
+@rule(*spellings("masked_fill"))
+def masked_fill(network: Network, func: Any, input: Any, mask: Any, value: Any) -> Any:
+    """The paths of filled entries end."""
+    filled = network.value(torch.masked_fill, input, mask, value)
+    return network.tensor(filled, _chosen(network, mask, None, input))
+
+
+def _chosen(network: Network, condition: Any, yes: Any, no: Any) -> PathSum | None:
+    """The path sum of ``yes`` where the condition holds, of ``no`` elsewhere."""
+    paths = [path_of(yes), path_of(no)]
+    if network.gates or not hasattr(condition, "path"):
+        holds = getattr(condition, "value", condition).to(network.path_device).bool()
+        sides = zip(paths, (holds, ~holds), strict=True)
+        paths = [None if path is None else path.times(side) for path, side in sides]
+    given = [path for path in paths if path is not None]
+    return total(given) if given else None
 
 
 @rule(torch.cat, torch.concat, torch.concatenate)
@@ -198,6 +229,16 @@ def _pair(pad: Any, i: int, touched: bool) -> tuple[int, int]:
     return (pad[2 * i], pad[2 * i + 1]) if touched else (0, 0)
 
 
+@rule(F.fold)
+def fold(network: Network, func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
+    """Overlapping windows add."""
+    value = network.value(func, input, *args, **kwargs)
+    if input.path is None:
+        return network.tensor(value, None)
+    mantissa = input.path.widened(input.value.shape, [-2, -1])
+    return network.tensor(value, PathSum(func(mantissa, *args, **kwargs), input.path.exponent))
+
+
 @rule(F.interpolate, F.upsample)
 def interpolate(network: Network, func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
     """Linear interpolation is an average; the negative coefficients of bicubic interpolation count
@@ -266,6 +307,8 @@ def _cast_shape(value: Tensor, args: Any, kwargs: Any) -> Tensor:
 
 
 def _copying(func: Any) -> Any:
-    """The out-of-place spelling, for the path."""
+    """The out-of-place spelling, and one that can be differentiated."""
     name = getattr(func, "__name__", "")
+    if name == "native_channel_shuffle":
+        return F.channel_shuffle
     return getattr(Tensor, name[:-1]) if name.endswith("_") and not name.endswith("__") else func
