@@ -214,16 +214,19 @@ def _assembled(weights: Weights, provenance: dict[str, Any]) -> Scores:
         )
     underflowed = {}
     for name in scored:
-        count = _underflowed(weights.kept(name), weights.dtype)
+        count = _underflowed(weights, name)
         if count:
             underflowed[name] = count
     provenance |= {"underflowed": underflowed, "unused": unused}
     return Scores({name: weights.saliency[name] for name in scored}, provenance)
 
 
-def _underflowed(kept: Tensor, dtype: torch.dtype) -> int:
-    """How many weights are not 0, but their squares are."""
-    kept = kept.to(dtype)
+def _underflowed(weights: Weights, name: str) -> int:
+    """How many kept weights are not 0 although their squares are."""
+    theta = weights.used[name].theta.to(weights.dtype)
+    if theta.numel() and float(theta.square().amin()) > 0:  # masked weights included
+        return 0
+    kept = weights.kept(name).to(weights.dtype)
     lost = (kept.square() == 0) & (kept != 0)
     return int(lost.count_nonzero()) if any_along(lost, range(lost.dim())) else 0
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from pxfast.batches import is_finite
 from pxfast.errors import FileFormatError, MaskError, RangeError
 from pxfast.selection.files import read_tensors, write_tensors
 from pxfast.selection.masks import Masks, as_masks
@@ -45,9 +46,8 @@ class Scores(NamedTensors):
         tensor = super()._checked(name, tensor)
         if not tensor.is_floating_point():
             raise TypeError(f"Scores: '{name}' must be a floating tensor, got {tensor.dtype}")
-        finite = torch.isfinite(tensor)
-        if not bool(finite.all()):
-            bad = tensor.numel() - int(finite.count_nonzero())
+        if not is_finite(tensor):
+            bad = int((~torch.isfinite(tensor)).count_nonzero())
             raise RangeError(
                 f"Scores: '{name}' has {bad} NaN or infinite of {tensor.numel()} scores, which "
                 f"have no order. Look for NaN in the weights or the data, or for overflow"
