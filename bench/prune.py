@@ -27,6 +27,7 @@ from bench._harness import Work, peak_memory, ratio, spread
 from bench._result import Result
 from pxfast.paths.passes import Passes
 from pxfast.reference import official
+from pxfast.scoring import Scorer
 
 MEMORY_ROUNDS = 3
 STEPS: dict[str, list[tuple[type, str]]] = {  # of a round of pxfast: the methods that do each
@@ -57,7 +58,8 @@ def measure(arguments: argparse.Namespace) -> Result:
     chosen = _setting.of(arguments)
     model, images = _setting.setting(**chosen)
     every = arguments.official_every or (1 if chosen["images"] is None else 10)
-    pxfast_round(model, images, {}, 0.5, arguments.criterion)  # both once before the clock counts
+    scorer = Scorer(model, images, arguments.criterion)
+    pxfast_round(scorer, {}, 0.5)  # both once before the clock counts
     official_round(model, images, {}, 0.5)
     seconds: dict[str, list[float]] = {name: [] for name in ("pxfast", "official", *STEPS)}
     reads_data = []
@@ -66,7 +68,7 @@ def measure(arguments: argparse.Namespace) -> Result:
     for r in tqdm(range(1, arguments.rounds + 1), desc="pruning twice"):
         density = arguments.density ** (r / arguments.rounds)
         with _timed(seconds["pxfast"]), steps_timed() as spent:
-            ours, provenance = pxfast_round(model, images, ours, density, arguments.criterion)
+            ours, provenance = pxfast_round(scorer, ours, density)
         for step in STEPS:
             seconds[step].append(spent[step])
         if (r - 1) % every == 0:
@@ -94,12 +96,12 @@ def measure(arguments: argparse.Namespace) -> Result:
 
 
 def pxfast_round(
-    model: nn.Module, images: Tensor, masks: MaskDict, density: float, criterion: str
+    scorer: Scorer, masks: MaskDict, density: float
 ) -> tuple[MaskDict, dict[str, object]]:
     """Do one round as `pxfast.prune` does it; return the new masks and the scores' provenance."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
-        scores = pxfast.score(model, images, criterion=criterion, masks=masks or None)
+        scores = scorer(masks or None)
     return dict(scores.masks(density=density, masks=masks)), scores.provenance
 
 

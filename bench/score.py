@@ -1,9 +1,10 @@
 """One scoring pass, in plain forwards and against the official algorithm.
 
-For masks of several densities, `pxfast.score`, `pxfast.reference.official.score` and a plain
-forward of the same images, all in one batch, are timed in turn in one process. The masks come from
-`pxfast.prune` in a few rounds. Without masks px can skip the data pass; it is also timed with the
-pass all the same. Peak memory is that of one score in a process of its own.
+For masks of several densities, `pxfast.score`, `pxfast.reference.official.score`, a plain forward
+of the same images, all in one batch, and a plain forward and backward of one of them are timed in
+turn in one process. The masks come from `pxfast.prune` in a few rounds. Without masks px can skip
+the data pass; it is also timed with the pass all the same. Peak memory is that of one score, or of
+the plain forward, in a process of its own.
 """
 
 from __future__ import annotations
@@ -48,10 +49,14 @@ def measure(arguments: argparse.Namespace) -> Result:
         times = _times(model, images, criteria, masks, arguments.repeats)
         memory = {
             candidate: peak_memory(prepare_score, candidate=candidate, density=density, **chosen)
-            for candidate in (*criteria, "official")
+            for candidate in (*criteria, "official", "forward")
         }
         for criterion in criteria:
-            mebibytes = {"pxfast MiB": memory[criterion], "official MiB": memory["official"]}
+            mebibytes = {
+                "pxfast MiB": memory[criterion],
+                "official MiB": memory["official"],
+                "forward MiB": memory["forward"],
+            }
             rows.append(
                 {"criterion": criterion, "density": density, **times[criterion], **mebibytes}
             )
@@ -62,12 +67,16 @@ def measure(arguments: argparse.Namespace) -> Result:
             **_setting.settings(images),
             "repeats": arguments.repeats,
             "rounds that made the masks": MASK_ROUNDS,
+            "MiB of weights": round(sum(p.nbytes for p in model.parameters()) / 2**20, 1),
         },
         rows=rows,
         notes=[
             "× forward is the time in plain forwards of the same images, in one batch as well. "
             "Times are medians of runs in turn, in brackets the quartiles.",
-            "MiB is what one score takes at its peak on top of model and images.",
+            "One image is a plain forward and backward of one image, in forwards of all of them: "
+            "what the kernel pass does.",
+            "MiB is what one score, or the plain forward, takes at its peak on top of model and "
+            "images.",
         ],
     )
 
@@ -81,17 +90,22 @@ def masks_of(model: nn.Module, images: Tensor, density: float) -> Mapping[str, T
         return pxfast.prune(model, images, density=density, rounds=MASK_ROUNDS)
 
 
-def score(
+def run(
     candidate: str, model: nn.Module, images: Tensor, masks: Mapping[str, Tensor] | None
-) -> pxfast.Scores | Mapping[str, Tensor]:
-    """Score once: by a criterion of pxfast, by px with the data pass it could skip, or officially.
+) -> object:
+    """Do once what is measured: score, or one of the plain passes to compare with.
 
     Args:
-        candidate: `"px"`, `"px-joint"`, `FORCED` or `"official"`.
+        candidate: `"px"`, `"px-joint"`, `FORCED`, `"official"`, `"forward"` or `"one image"`.
         model: what is scored.
         images: one batch.
         masks: by weight name, or None for all weights.
     """
+    if candidate == "forward":
+        with torch.no_grad():
+            return model(images)
+    if candidate == "one image":
+        return torch.autograd.grad(model(images[:1]).sum(), list(model.parameters()))
     if candidate == "official":
         return official.score(model, images, masks=masks)
     if candidate == FORCED:  # all of `pxfast.score` runs, but for the proof that the data cancel
@@ -101,11 +115,11 @@ def score(
 
 
 def prepare_score(candidate: str, density: float, small: bool, **setting: object) -> Work:
-    """Prepare one score for `peak_memory`, by any candidate of `score`."""
+    """Prepare one run of a candidate for `peak_memory`."""
     model, images = _setting.setting(**setting)
     masks = masks_of(model, images[:10], density)
     images = images[:2] if small else images
-    return lambda: score(candidate, model, images, masks)
+    return lambda: run(candidate, model, images, masks)
 
 
 def _times(
@@ -116,20 +130,17 @@ def _times(
     repeats: int,
 ) -> dict[str, dict[str, object]]:
     """Time all criteria in turn with a forward and the official score; columns by criterion."""
-
-    def forward() -> None:
-        with torch.no_grad():
-            model(images)
-
-    candidates: dict[str, Work] = {"forward": forward}
-    for name in (*criteria, "official"):
-        candidates[name] = functools.partial(score, name, model, images, masks)
+    candidates: dict[str, Work] = {
+        name: functools.partial(run, name, model, images, masks)
+        for name in ("forward", "one image", *criteria, "official")
+    }
     seconds = paired(candidates, repeats=repeats, title="score")
     return {
         criterion: {
-            "data pass": _data_pass(score(criterion, model, images, masks)),
+            "data pass": _data_pass(run(criterion, model, images, masks)),
             "forward ms": spread([1e3 * value for value in seconds["forward"]]),
             "pxfast × forward": ratio(seconds[criterion], seconds["forward"]),
+            "one image × forward": ratio(seconds["one image"], seconds["forward"]),
             "official × forward": ratio(seconds["official"], seconds["forward"]),
             "official ÷ pxfast": ratio(seconds["official"], seconds[criterion]),
         }

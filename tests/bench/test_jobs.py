@@ -15,6 +15,7 @@ import pxfast
 from bench import _setting, official_noise, prune, quality, run, score
 from bench._result import Result, load
 from pxfast.reference import official
+from pxfast.scoring import Scorer
 
 SETTINGS = {"density": 0.02, "rounds": 5, "size": 8, "epochs": 1}
 
@@ -28,8 +29,9 @@ def same(first, second) -> bool:
 def test_rounds_are_those_of_the_two_loops() -> None:
     model, images = nets.conv(channels=8, bias=False), torch.randn(6, 1, 5, 5)
     ours, theirs = {}, {}
+    scorer = Scorer(model, images)
     for r in range(1, 6):
-        ours, provenance = prune.pxfast_round(model, images, ours, 0.3 ** (r / 5), "px")
+        ours, provenance = prune.pxfast_round(scorer, ours, 0.3 ** (r / 5))
         theirs = prune.official_round(model, images, theirs, 0.3 ** (r / 5))
     assert same(ours, pxfast.prune(model, images, density=0.3, rounds=5))
     assert same(theirs, official.prune(model, images, density=0.3, rounds=5))
@@ -143,7 +145,7 @@ def test_run_py_knows_every_job_and_writes_its_file(monkeypatch, tmp_path: Path)
 
 
 def test_score_job_measures_every_criterion_and_density(monkeypatch, tmp_path: Path) -> None:
-    weighed = {"px": 1.0, score.FORCED: 2.0, "px-joint": 3.0, "official": 4.0}
+    weighed = {"px": 1.0, score.FORCED: 2.0, "px-joint": 3.0, "official": 4.0, "forward": 5.0}
     monkeypatch.setattr(
         score, "peak_memory", lambda prepare, **job: weighed[job["candidate"]] + job["density"]
     )
@@ -158,6 +160,7 @@ def test_score_job_measures_every_criterion_and_density(monkeypatch, tmp_path: P
     ]
     assert [row["pxfast MiB"] for row in result.rows] == [2.0, 1.1, 3.0, 4.0, 3.1]
     assert [row["official MiB"] for row in result.rows] == [5.0, 4.1, 5.0, 5.0, 4.1]
+    assert [row["forward MiB"] for row in result.rows] == [6.0, 5.1, 6.0, 6.0, 5.1]
 
 
 def test_the_forced_data_pass_reads_the_data_and_changes_no_score(monkeypatch) -> None:
@@ -167,11 +170,11 @@ def test_the_forced_data_pass_reads_the_data_and_changes_no_score(monkeypatch) -
     monkeypatch.setattr(
         score.Passes, "activation", lambda *given: calls.append(1) or activation(*given)
     )
-    skipped = score.score("px", model, images, None)
+    skipped = score.run("px", model, images, None)
     assert calls == []
-    forced = score.score(score.FORCED, model, images, None)
+    forced = score.run(score.FORCED, model, images, None)
     assert calls == [1]
-    assert score.score("px", model, images, None).provenance["data_pass"] != "run"
+    assert score.run("px", model, images, None).provenance["data_pass"] != "run"
     for name, wanted in skipped.items():
         torch.testing.assert_close(forced[name], wanted)
 
@@ -207,7 +210,7 @@ def test_the_model_chooses_the_images_unless_they_are_given() -> None:
 
 def test_jobs_for_peak_memory_run() -> None:
     small = {"small": True, "model": "resnet20", "size": 8, "per_class": 1}
-    for candidate in ("px", score.FORCED, "px-joint", "official"):
+    for candidate in ("px", score.FORCED, "px-joint", "official", "forward", "one image"):
         score.prepare_score(candidate, density=0.5, **small)()
     for candidate in ("pxfast", "official"):
         prune.prepare_prune(candidate, criterion="px", density=0.9, **small)()
