@@ -4,6 +4,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "sparse_dual_conv2d.h"
 #include "squared_linear.h"
 
 namespace px::cpu {
@@ -55,6 +56,11 @@ const char* name(Isa isa) {
 #else
 #define PX_KERNELS(op) {&base::op}
 #endif
+
+const SparseDualConv2dKernels& sparse_dual_conv2d() {
+  static constexpr const SparseDualConv2dKernels* kernels[] = PX_KERNELS(sparse_dual_conv2d);
+  return *kernels[static_cast<int>(isa())];
+}
 
 const SquaredLinearKernels& squared_linear() {
   static constexpr const SquaredLinearKernels* kernels[] = PX_KERNELS(squared_linear);

@@ -1,5 +1,11 @@
 """What native kernels compute; each op has a twin of the same name in `pxfast.reference`."""
 
+from pxfast.ops.sparse_dual_conv2d import sparse_dual_conv2d, sparse_dual_conv2d_pays
 from pxfast.ops.squared_linear import squared_linear, squared_linear_backward
 
-__all__ = ["squared_linear", "squared_linear_backward"]
+__all__ = [
+    "sparse_dual_conv2d",
+    "sparse_dual_conv2d_pays",
+    "squared_linear",
+    "squared_linear_backward",
+]

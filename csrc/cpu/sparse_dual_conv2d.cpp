@@ -1,0 +1,220 @@
+// sparse_dual_conv2d on the CPU: the list of non-zeros, and how a call is cut into tasks. Compiled once per
+// instruction set; PX_ISA names the namespace.
+//
+// Plan: the mask is read twice, once to count and once to list what it keeps: a position and a weight, 8
+// bytes (16 for float64). Workers take ranges of output positions. Of each range a worker packs the input of
+// all channels that are read (sparse_dual_conv2d_layout.h), value and path, into memory that stays in the
+// second-level cache. For every tile of positions it then goes through the outputs, and for each of them
+// through its weights: one position is read, and a tile of value and a tile of path are loaded and added up
+// in registers (sparse_dual_conv2d_tile.h). The loads bound it: two vectors for one multiply-add and one
+// addition.
+#include "sparse_dual_conv2d.h"
+
+#include <stdexcept>
+
+#include "cpu/sparse_dual_conv2d_layout.h"
+#include "cpu/sparse_dual_conv2d_tile.h"
+
+namespace px::cpu::PX_ISA {
+
+namespace {
+
+constexpr int64_t cache_line = 64;
+constexpr int64_t window_bytes = 1 << 18;    // of packed input to work on: measured, see bench
+constexpr int64_t worth_a_thread = 1 << 15;  // bytes of the mask
+constexpr int64_t o_block = 16;              // the fewest outputs that are worth packing the input for
+
+int64_t terms_of(const SparseDualConv2d& call) { return call.C * call.kernel[0] * call.kernel[1]; }
+
+// How the work is cut, and what is where in the scratch: the list of non-zeros, then what each worker packs.
+template <class element>
+struct Cut {
+  static constexpr int64_t tile = tile_size<element>, step = cache_line / sizeof(element);
+  Geometry g;
+  int64_t channels = 0;  // that are read
+  int64_t range;         // positions that a worker packs for at a time
+  int64_t line;          // elements of a packed line
+  int64_t ranges, blocks, workers;
+  int64_t runs;  // of a line, at most
+  int64_t list_bytes, worker_bytes;
+
+  explicit Cut(const SparseDualConv2d& call) : g(call) {
+    for (int64_t c = 0; c < call.C; ++c) channels += call.used[c];
+    const int64_t lines = 2 * g.phases() * max(channels, 1);
+    const int64_t fits = window_bytes / int64_t(sizeof(element)) / lines - g.reach;
+    const int64_t share = ceil_div(g.positions, 2 * call.threads);  // two for each thread
+    range = max(max(fits, 0), g.reach) / tile * tile;
+    range = max(tile, min(range, round_up(share, tile)));
+    line = (ceil_div(range + g.reach, step) | 1) * step;  // odd: else channels would evict each other
+    ranges = ceil_div(g.positions, range);
+    blocks = ranges == 0 || call.threads == 1  // outputs, where there are few positions
+                 ? 1
+                 : clamp(ceil_div(2 * call.threads, ranges), 1, ceil_div(call.O, o_block));
+    workers = min(call.threads, ranges * blocks);
+    runs = line / g.x.pitch + 2;
+    list_bytes = round_up(call.starts[call.O] * sizeof(Term<element>), cache_line);
+    worker_bytes = round_up(runs * sizeof(Run), cache_line) + packed_size() * sizeof(element);
+  }
+  int64_t to_path() const { return g.phases() * line; }  // from a channel's value to its path
+  int64_t packed_size() const { return 2 * channels * to_path(); }
+};
+
+template <class element>
+struct Kernels {
+  using Terms = Term<element>;
+
+  static void count(const SparseDualConv2d& call, int64_t begin, int64_t end) {
+    const int64_t kernel = call.kernel[0] * call.kernel[1], K = call.C * kernel;
+    for (int64_t o = begin; o < end; ++o) {
+      const uint8_t* const mask = call.mask + o * K;
+      int64_t kept = 0;
+      for (int64_t i = 0; i < K; ++i) kept += mask[i] != 0;
+      call.starts[o + 1] = kept;
+      for (int64_t c = 0; kept > 0 && c < call.C; ++c) {
+        if (__atomic_load_n(&call.used[c], __ATOMIC_RELAXED)) continue;
+        bool any = false;
+        for (int64_t i = 0; i < kernel; ++i) any |= mask[c * kernel + i] != 0;
+        if (any) __atomic_store_n(&call.used[c], uint8_t{1}, __ATOMIC_RELAXED);
+      }
+    }
+  }
+
+  static Plan plan(const SparseDualConv2d& call) {
+    for (int64_t o = 0; o < call.O; ++o) call.starts[o + 1] += call.starts[o];
+    const Cut<element> cut(call);
+    if (cut.packed_size() > INT32_MAX) {
+      throw std::invalid_argument("sparse_dual_conv2d: value's rows are too long for so many channels");
+    }
+    list_offsets(call, cut);
+    const int64_t K = max(terms_of(call), 1);
+    return {{call.O, cut.workers},
+            {ceil_div(worth_a_thread, K), 1},
+            std::size_t(cut.list_bytes + cut.workers * cut.worker_bytes)};
+  }
+
+  static void list_offsets(const SparseDualConv2d& call, const Cut<element>& cut) {
+    const Geometry& g = cut.g;
+    int32_t* offset = call.offset;
+    int64_t channel = 0;
+    for (int64_t c = 0; c < call.C; ++c) {
+      for (int64_t i = 0; i < g.y.kernel; ++i) {
+        for (int64_t j = 0; j < g.x.kernel; ++j) {
+          const int64_t phase = i % g.y.phases * g.x.phases + j % g.x.phases;
+          *offset++ = int32_t(channel + phase * cut.line + g.y.shift(i) * g.x.pitch + g.x.shift(j));
+        }
+      }
+      if (call.used[c]) channel += 2 * cut.to_path();
+    }
+  }
+
+  static void run(const SparseDualConv2d& call, int step, int64_t begin, int64_t end) {
+    if (step == 0) {
+      for (int64_t o = begin; o < end; ++o) gather(call, o);
+    } else {
+      for (int64_t worker = begin; worker < end; ++worker) convolve(call, worker);
+    }
+  }
+
+  // Lists what the mask keeps of one output, in the order of memory.
+  static void gather(const SparseDualConv2d& call, int64_t o) {
+    const int64_t K = terms_of(call);
+    const uint8_t* const mask = call.mask + o * K;
+    const auto* const weight = static_cast<const element*>(call.weight) + o * K;
+    Terms* term = static_cast<Terms*>(call.scratch) + call.starts[o];
+    const auto list = [&](int64_t i) {
+      if (mask[i] != 0) *term++ = {call.offset[i], weight[i]};
+    };
+    int64_t i = 0;
+    for (uint64_t bytes; i + 8 <= K; i += 8) {
+      std::memcpy(&bytes, mask + i, 8);
+      for (int j = 0; bytes != 0 && j < 8; ++j) list(i + j);
+    }
+    for (; i < K; ++i) list(i);
+  }
+
+  // A worker's share of the ranges of positions, times blocks of outputs.
+  static void convolve(const SparseDualConv2d& call, int64_t worker) {
+    const Cut<element> cut(call);
+    char* const scratch = static_cast<char*>(call.scratch) + cut.list_bytes + worker * cut.worker_bytes;
+    Run* const runs = reinterpret_cast<Run*>(scratch);
+    element* const packed =
+        reinterpret_cast<element*>(scratch + round_up(cut.runs * sizeof(Run), cache_line));
+    const int64_t units = cut.ranges * cut.blocks;
+    int64_t packed_range = -1;
+    for (int64_t unit = worker * units / cut.workers; unit < (worker + 1) * units / cut.workers; ++unit) {
+      const int64_t range = unit / cut.blocks;
+      const Range positions = part(range, cut.range, cut.g.positions);
+      if (range != packed_range) pack_range(call, cut, positions.begin, runs, packed);
+      packed_range = range;
+      const Range outputs = part(unit % cut.blocks, ceil_div(call.O, cut.blocks), call.O);
+      for (int64_t p = positions.begin; p < positions.end; p += cut.tile) {
+        const Range tile{p, min(p + cut.tile, positions.end)};
+        convolve_tile(call, cut, tile, outputs, packed + p - positions.begin);
+      }
+    }
+  }
+
+  static void pack_range(const SparseDualConv2d& call, const Cut<element>& cut, int64_t begin, Run* runs,
+                         element* packed) {
+    const Geometry& g = cut.g;
+    const int64_t area = g.y.size * g.x.size;
+    for (int64_t phase = 0; phase < g.phases(); ++phase) {
+      const int64_t count = input_runs(call, g, phase, {begin, begin + cut.line}, runs);
+      element* to = packed + phase * cut.line;
+      for (int64_t c = 0; c < call.C; ++c) {
+        if (!call.used[c]) continue;
+        const auto* const value = static_cast<const element*>(call.value) + c * area;
+        const auto* const path = static_cast<const element*>(call.path) + c * call.path_strides[1];
+        pack(to, cut.line, runs, count, &Run::value, value, g.x.stride);
+        pack(to + cut.to_path(), cut.line, runs, count, &Run::path, path, g.x.stride * call.path_strides[3]);
+        to += 2 * cut.to_path();
+      }
+    }
+  }
+
+  // All outputs in `outputs` at the positions in `tile`, the first of which reads from `packed` on.
+  static void convolve_tile(const SparseDualConv2d& call, const Cut<element>& cut, Range tile, Range outputs,
+                            const element* packed) {
+    alignas(cache_line) element sums[2][cut.tile];
+    Run runs[cut.tile];
+    const int64_t count = output_runs(call, cut.g, tile, runs), area = cut.g.y.out * cut.g.x.out;
+    if (count == 0) return;
+    const int64_t vectors = ceil_div(tile.size(), lanes<element>);
+    const bool whole = runs[0].size == vectors * lanes<element>;
+    const auto kernel = call.squared ? sum_terms<true, element> : sum_terms<false, element>;
+    const Terms* const list = static_cast<const Terms*>(call.scratch);
+    for (int64_t o = outputs.begin; o < outputs.end; ++o) {
+      const element bias = call.bias == nullptr ? 0 : static_cast<const element*>(call.bias)[o];
+      element* const y = static_cast<element*>(call.y) + o * area;
+      element* const path_out = static_cast<element*>(call.path_out) + o * area;
+      element* const y_sums = whole ? y + runs[0].value : sums[0];
+      element* const path_sums = whole ? path_out + runs[0].value : sums[1];
+      kernel(vectors, packed, packed + cut.to_path(), list + call.starts[o], list + call.starts[o + 1], bias,
+             y_sums, path_sums);
+      for (int64_t i = 0; !whole && i < count; ++i) {
+        copy(y + runs[i].value, sums[0] + runs[i].packed, runs[i].size);
+        copy(path_out + runs[i].value, sums[1] + runs[i].packed, runs[i].size);
+      }
+    }
+  }
+};
+
+SparseDualConv2dKernels kernels_of(const SparseDualConv2d& call) {
+  using k = SparseDualConv2dKernels;
+  return call.dtype == Dtype::f64 ? k{Kernels<double>::count, Kernels<double>::plan, Kernels<double>::run}
+                                  : k{Kernels<float>::count, Kernels<float>::plan, Kernels<float>::run};
+}
+
+}  // namespace
+
+constexpr SparseDualConv2dKernels sparse_dual_conv2d{
+    [](const SparseDualConv2d& call, int64_t begin, int64_t end) {
+      kernels_of(call).count(call, begin, end);
+    },
+    [](const SparseDualConv2d& call) { return kernels_of(call).plan(call); },
+    [](const SparseDualConv2d& call, int step, int64_t begin, int64_t end) {
+      kernels_of(call).run(call, step, begin, end);
+    },
+};
+
+}  // namespace px::cpu::PX_ISA

@@ -1,0 +1,204 @@
+"""A masked convolution of a value and of the path sum beside it, through the same non-zeros.
+
+Dimensions: N samples, C input channels, O outputs, a kernel [kh, kw]. The value goes through the
+weights that the mask keeps; the path sum goes through the mask itself (activation network h) or
+through the squared weights (joint network); docs/method.md has both. float32 or float64, the same
+for every argument. Arguments may have any strides; one that is not contiguous is copied first,
+which costs a read and a write of it. The kernels are for the CPU; elsewhere the formula runs, two
+dense convolutions. csrc/sparse_dual_conv2d.h is the kernels' contract.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pxfast import _native
+from pxfast.ops._declare import declare
+from pxfast.reference import sparse_dual_conv2d as reference
+
+_OP = "sparse_dual_conv2d"
+_PAYS_BELOW = 0.25  # of the weights kept
+
+
+def sparse_dual_conv2d(
+    value: Tensor,
+    path: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    squared: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """y = conv2d(value, W∘M) + bias and, in one pass, path_out = conv2d(path, M or W∘W∘M).
+
+    Its time is proportional to the weights that the mask keeps; `sparse_dual_conv2d_pays` says
+    below which share of them it beats two dense convolutions. Besides the results it allocates a
+    position and a weight for each of them (8 bytes; float64: 16) and a packed part of the input for
+    each thread. Not differentiable.
+
+    Args:
+        value: [N, C, H, W], float32 or float64.
+        path: path sums [N, C, H, W], or size 1 along dimensions in which they are constant; value's
+            dtype.
+        weight: W [O, C, kh, kw], value's dtype; no size 0.
+        mask: M [O, C, kh, kw], bool; False removes a weight, whatever it holds.
+        bias: [O], value's dtype, or None; added to y alone.
+        stride: of height and width, or one for both; at least 1.
+        padding: of zeros around height and width, or one for both.
+        dilation: of height and width, or one for both; at least 1.
+        squared: send path sums through W∘W∘M (joint network) instead of M (activation network).
+
+    Returns:
+        y and path_out, both [N, O, H', W'] and contiguous.
+
+    Raises:
+        ValueError: shapes, dtypes, devices or integers do not fit; the message names the argument,
+            what was expected and what came.
+
+    Example:
+        >>> value, path = torch.tensor([[[[1.0, 2.0]]]]), torch.ones(1, 1, 1, 1)
+        >>> weight, mask = torch.tensor([[[[3.0]]], [[[5.0]]]]), torch.tensor([True, False])
+        >>> y, path_out = sparse_dual_conv2d(value, path, weight, mask.view(2, 1, 1, 1))
+        >>> y.tolist(), path_out.tolist()
+        ([[[[3.0, 6.0]], [[0.0, 0.0]]]], [[[[1.0, 1.0]], [[0.0, 0.0]]]])
+    """
+    geometry = _pair(stride), _pair(padding), _pair(dilation)
+    return torch.ops.pxfast.sparse_dual_conv2d(value, path, weight, mask, bias, *geometry, squared)
+
+
+def sparse_dual_conv2d_pays(value: Tensor, weight: Tensor, density: float) -> bool:
+    """Whether `sparse_dual_conv2d` is expected to beat two dense convolutions.
+
+    The rule: there are kernels for value's device and dtype, and the mask keeps at most a quarter
+    of the weights. `python bench/run.py sparse-dual-conv2d` measures what it rests on.
+
+    Args:
+        value: [N, C, H, W].
+        weight: [O, C, kh, kw].
+        density: share of the weights that the mask keeps.
+
+    Example:
+        >>> sparse_dual_conv2d_pays(torch.ones(1, 8, 4, 4), torch.ones(8, 8, 3, 3), 0.9)
+        False
+    """
+    return (
+        _native.problem is None
+        and value.device.type == "cpu"
+        and value.dtype == weight.dtype
+        and value.dtype in (torch.float32, torch.float64)
+        and density <= _PAYS_BELOW
+    )
+
+
+def _pair(value: int | Sequence[int]) -> list[int]:
+    return [value, value] if isinstance(value, int) else list(value)
+
+
+def _check(value: Tensor, path: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> None:
+    """Raise ValueError unless the tensors fit; csrc/binding says the same, word for word."""
+    if weight.dim() != 4 or weight.numel() == 0:
+        raise ValueError(
+            f"{_OP}: weight must have shape [O, C, kh, kw], none of them 0, got "
+            f"{list(weight.shape)}"
+        )
+    if weight.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"{_OP}: weight must be float32 or float64, got {_name(weight.dtype)}")
+    if value.dim() != 4 or value.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"{_OP}: value must have shape [N, {weight.shape[1]}, H, W], got {list(value.shape)}"
+        )
+    _check_type("value", value, weight)
+    sizes = zip(path.shape, value.shape, strict=False)
+    if path.dim() != 4 or not all(size in (full, 1) for size, full in sizes):
+        raise ValueError(
+            f"{_OP}: path must have value's shape {list(value.shape)} or size 1 instead, got "
+            f"{list(path.shape)}"
+        )
+    _check_type("path", path, weight)
+    if mask.shape != weight.shape:
+        raise ValueError(
+            f"{_OP}: mask must have weight's shape {list(weight.shape)}, got {list(mask.shape)}"
+        )
+    if mask.dtype != torch.bool:
+        raise ValueError(f"{_OP}: mask must be bool, got {_name(mask.dtype)}")
+    _check_device("mask", mask, weight)
+    if bias is not None:
+        if list(bias.shape) != [weight.shape[0]]:
+            raise ValueError(
+                f"{_OP}: bias must have shape [{weight.shape[0]}], got {list(bias.shape)}"
+            )
+        _check_type("bias", bias, weight)
+
+
+def _check_type(name: str, tensor: Tensor, weight: Tensor) -> None:
+    if tensor.dtype != weight.dtype:
+        raise ValueError(
+            f"{_OP}: {name} must have weight's dtype {_name(weight.dtype)}, got "
+            f"{_name(tensor.dtype)}"
+        )
+    _check_device(name, tensor, weight)
+
+
+def _check_device(name: str, tensor: Tensor, weight: Tensor) -> None:
+    if tensor.device != weight.device:
+        raise ValueError(
+            f"{_OP}: {name} must be on weight's device {weight.device}, got {tensor.device}"
+        )
+
+
+def _check_integers(name: str, value: Sequence[int], least: int) -> None:
+    if len(value) != 2 or min(value) < least:
+        raise ValueError(f"{_OP}: {name} must be two integers >= {least}, got {list(value)}")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _out_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
+    padded, reach = size + 2 * padding, dilation * (kernel - 1) + 1
+    if padded < reach:
+        raise ValueError(
+            f"{_OP}: value with its padding must be at least as large as the dilated kernel, "
+            f"{reach}, got {padded}"
+        )
+    return (padded - reach) // stride + 1
+
+
+def _fake(
+    value: Tensor,
+    path: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    squared: bool,
+) -> tuple[Tensor, Tensor]:
+    _check(value, path, weight, mask, bias)
+    _check_integers("stride", stride, 1)
+    _check_integers("padding", padding, 0)
+    _check_integers("dilation", dilation, 1)
+    axes = zip(value.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+    shape = [value.shape[0], weight.shape[0], *(_out_size(*axis) for axis in axes)]
+    return value.new_empty(shape), value.new_empty(shape)
+
+
+def _contiguous(*args: Any) -> tuple[Tensor, Tensor]:
+    y, path_out = reference.sparse_dual_conv2d(*args)
+    return y.contiguous(), path_out.contiguous()
+
+
+declare(
+    "sparse_dual_conv2d(Tensor value, Tensor path, Tensor weight, Tensor mask, Tensor? bias,"
+    " int[] stride, int[] padding, int[] dilation, bool squared) -> (Tensor, Tensor)",
+    fake=_fake,
+    reference=_contiguous,
+)

@@ -1,0 +1,43 @@
+"""A masked convolution of a value and of the path sum beside it: the formulas."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from torch.nn.functional import conv2d
+
+
+def sparse_dual_conv2d(
+    value: Tensor,
+    path: Tensor,
+    weight: Tensor,
+    mask: Tensor,
+    bias: Tensor | None = None,
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    squared: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """y = conv2d(value, W∘M) + bias, path_out = conv2d(path, M) or conv2d(path, W∘W∘M).
+
+    Args:
+        value: [N, C, H, W].
+        path: [N, C, H, W], or size 1 along dimensions in which it is constant.
+        weight: W [O, C, kh, kw].
+        mask: M [O, C, kh, kw], bool; False makes a weight 0 whatever it holds.
+        bias: [O] or None.
+        stride: of height and width.
+        padding: of height and width.
+        dilation: of height and width.
+        squared: the joint network's path sum, through squared weights, instead of the activation
+            network's, through the mask.
+
+    Returns:
+        y and path_out, both [N, O, H', W'].
+    """
+    kept = weight.where(mask, 0)
+    through = kept * kept if squared else mask.to(path.dtype)
+    geometry = list(stride), list(padding), list(dilation)
+    y = conv2d(value, kept, bias, *geometry)
+    return y, conv2d(path.expand(value.shape), through, None, *geometry)
