@@ -122,8 +122,8 @@ class Network:
 
     def entrywise(self, func: Callable[..., Any], x: PathTensor, *args: Any, **kwargs: Any) -> Any:
         """As `value`, for functions that keep the shape and dtype of ``x``: nothing to compute on
-        shapes alone."""
-        return self.value(func, x, *args, **kwargs) if self.values else x.value
+        shapes alone, but a tensor of its own to be changed in place."""
+        return self.value(func, x, *args, **kwargs) if self.values else x.value.data
 
     def tensor(self, value: Any, path: PathSum | None) -> Any:
         """Pair a value with its path sum."""

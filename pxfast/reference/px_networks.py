@@ -18,15 +18,18 @@ from pxfast.reference.px_rules import (
     BOUNDED,
     GATE,
     GATES,
+    LEAVES,
     PATH,
     PLAIN,
     RULES,
     SIZES,
+    SOFTMAX,
     Call,
     activation,
     as_it_is,
     divide,
     identity,
+    interpolate,
     linear,
     multiply,
 )
@@ -58,7 +61,7 @@ class Traced:
                 if isinstance(module, nn.modules.batchnorm._NormBase):
                     module.running_mean = module.running_var = None
         names = {id(p): name for name, p in reversed(list(model.named_parameters()))}
-        graph = fx.Tracer().trace(model)
+        graph = fx.Tracer(autowrap_functions=tuple(LEAVES)).trace(model)
         traced = cls(fx.GraphModule(model, graph), {}, names, order)
         for name, mask in itertools.chain(own.items(), (masks or {}).items()):
             traced._add_mask(model, name, mask)
@@ -285,11 +288,19 @@ class Auxiliary(fx.Interpreter):
         result = rule(self, call)
         if _in_place(n, call.function):
             self.env[n.args[0]] = result
-        if rule is multiply and call.kinds == (PATH, PATH):
+        gate = self._gate_factor(n, call) if rule is multiply else None
+        if gate is not None:
             if self.weighted and not result.requires_grad:
                 result.requires_grad_()  # its cotangent is asked for
-            self.products.append((result, self._opening(n.args[self.gate_of(call)])))
+            self.products.append((result, self._opening(gate)))
         return result
+
+    def _gate_factor(self, n: Node, call: Call) -> Node | None:
+        """Return the factor of a product that is a gate and that a path opens."""
+        if call.kinds == (PATH, PATH):
+            return n.args[self.gate_of(call)]
+        gates = [arg for arg, kind in zip(n.args, call.kinds, strict=True) if kind == GATE]
+        return gates[0] if gates and self._activation_before(gates[0]) is not None else None
 
     def _call(self, n: Node) -> Call:
         """Gather what a rule may look at."""
@@ -345,16 +356,20 @@ class Auxiliary(fx.Interpreter):
 
     def _activation_before(self, node: Node) -> Node | None:
         """Return the activation that `node` came out of, if only reshaped and scaled since."""
-        while RULES.get(self.traced.key(node)) in (as_it_is, identity, multiply, divide):
-            paths = [n for n in node.all_input_nodes if self.traced.kinds[n] == PATH]
-            if len(paths) != 1:
+        while RULES.get(self.traced.key(node)) in KEEPING:
+            inputs = [n for n in node.all_input_nodes if self.traced.kinds[n] in (PATH, GATE)]
+            if len(inputs) != 1:
                 return None
-            node = paths[0]
-        return node if RULES.get(self.traced.key(node)) is activation else None
+            node = inputs[0]
+        if RULES.get(self.traced.key(node)) is not activation and node.target not in SOFTMAX:
+            return None
+        return node if self.traced.kinds[node.all_input_nodes[0]] == PATH else None
 
     def _opening(self, gate: Node) -> Tensor:
         """Return L: the sum of the path sums at the input of the gate's activation."""
         opened = self._activation_before(gate)
+        if opened is not None and opened.target in SOFTMAX:
+            return self.env[opened.args[0]].sum()
         return (self.env[gate] if opened is None else self.entering[opened]).sum()
 
     def _flatten_output(self, n: Node) -> Tensor:
@@ -370,6 +385,7 @@ class Auxiliary(fx.Interpreter):
         return torch.cat(paths, 1)
 
 
+KEEPING = (as_it_is, identity, multiply, divide, interpolate)  # reshape and scale
 _AUGMENTED = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 
 

@@ -142,16 +142,22 @@ def layer_norm(net: Network, call: Call) -> Tensor:
 
 def group_norm(net: Network, call: Call) -> Tensor:
     """× 1/(σ²+ε) of the sample's group in h, × γ² in g. InstanceNorm: a group is a channel."""
-    module, (path,) = call.module, call.args
+    module, path = call.module, call.args[0]
     if getattr(module, "running_var", None) is not None:
         return batch_norm(net, call)
+    if module is None:
+        names = ("input", "num_groups", "weight", "bias", "eps")
+        given = dict(zip(names, call.args, strict=False)) | call.kwargs
+        groups, gamma, eps = given["num_groups"], given.get("weight"), given.get("eps", 1e-5)
+    else:
+        groups = getattr(module, "num_groups", path.shape[1])
+        gamma, eps = module.weight, module.eps
     variance = None
     if net.gated:
-        groups = getattr(module, "num_groups", path.shape[1])
         grouped = call.real[0].unflatten(1, (groups, -1)).flatten(2)  # [N, G, C/G · places]
         variance = grouped.var(2, correction=0).repeat_interleave(path.shape[1] // groups, 1)
         variance = variance.view(*variance.shape, *[1] * (path.dim() - 2))
-    return normalised(net, path, variance, per_channel(module.weight, path), module.eps)
+    return normalised(net, path, variance, per_channel(gamma, path), eps)
 
 
 def separable(operation: Callable[[Tensor], Tensor], path: Tensor) -> Tensor:
@@ -250,6 +256,16 @@ def multiply(net: Network, call: Call) -> Tensor:
     return path * factor**2 if net.weighted else spread(path, factor)
 
 
+def add_product(net: Network, call: Call) -> Tensor:
+    """x + value · y · z, where one of y and z may carry a path."""
+    which = [i for i in (1, 2) if call.kinds[i] == PATH]
+    assert len(which) == 1, "addcmul: expected a path in one factor"
+    (path,), factor = (call.args[i] for i in which), call.args[3 - which[0]]
+    value = call.kwargs.get("value", 1)
+    product = path * (factor * value) ** 2 if net.weighted else spread(path, factor)
+    return product + call.args[0] if call.kinds[0] == PATH else spread(product, call.args[0])
+
+
 def divide(net: Network, call: Call) -> Tensor:
     """As multiplying by the reciprocal."""
     path, divisor = call.args
@@ -304,7 +320,7 @@ _register(activation, torch.relu, torch.relu_, "relu", "relu_", F.relu_, F.leaky
 _register(activation, *(key for keys in BOUNDED for key in keys))
 _register(batch_norm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, F.batch_norm)
 _register(layer_norm, nn.LayerNorm, F.layer_norm)
-_register(group_norm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+_register(group_norm, F.group_norm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 _register(max_pool, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, F.max_pool1d, F.max_pool2d)
 _register(max_pool, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
 _register(max_pool, F.max_pool3d, F.adaptive_max_pool1d, F.adaptive_max_pool2d)
@@ -327,9 +343,11 @@ _register(as_it_is, torch.squeeze, "squeeze", torch.unsqueeze, "unsqueeze", oper
 _register(as_it_is, torch.chunk, "chunk", torch.split, "split", "unbind", torch.unbind)
 _register(as_it_is, torch.mean, "mean", torch.sum, "sum", torch.roll, "roll", "narrow", "select")
 _register(as_it_is, torch.movedim, "movedim", torch.flip, "flip", "repeat")
+_register(as_it_is, "reshape_as", "view_as")
 _register(add, operator.add, operator.iadd, torch.add, "add", "add_")
 _register(add, operator.sub, operator.isub, torch.sub, "sub", "sub_")
 _register(multiply, operator.mul, operator.imul, torch.mul, "mul", "mul_")
+_register(add_product, torch.addcmul, "addcmul")
 _register(divide, operator.truediv, operator.itruediv, torch.div, torch.true_divide, "div", "div_")
 
 
@@ -337,6 +355,10 @@ _register(concatenate, torch.cat, torch.concat, torch.stack)
 _register(negate, operator.neg, torch.neg, "neg")
 
 SIZES = {"size", "dim", "numel", "ndimension", "new_zeros", "new_ones", getattr, torch.numel}
+SIZES |= {operator.eq, operator.mod, operator.floordiv, torch._assert}
 GATES = {torch.pow, "pow", operator.pow, torch.square, "square", torch.sqrt, "sqrt", torch.rsqrt}
 GATES |= {"rsqrt", torch.norm, "norm", torch.var, "var", torch.std, "std", torch.exp, "exp"}
 GATES |= {torch.reciprocal, "reciprocal"}
+SOFTMAX = {F.softmax, torch.softmax, "softmax"}  # a gate, too, which something opens
+GATES |= SOFTMAX
+LEAVES: set[Callable[..., Any]] = set()  # functions that are traced as one operation, if in RULES

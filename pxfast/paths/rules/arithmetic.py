@@ -69,7 +69,7 @@ def multiply(network: Network, func: Any, input: Any, other: Any) -> Any:
         input, other = other, input
     if path_of(input) is None:
         return network.tensor(value, None)
-    if path_of(other) is not None:
+    if path_of(other) is not None or getattr(other, "opening", None) is not None:
         gate, gated = (input, other) if _is_gate(network, input, other) else (other, input)
         return gated_product(network, value, gate, gated, 2)
     result = network.tensor(value, factored(network, input, other, 2))
@@ -84,8 +84,10 @@ def gated_product(network: Network, value: Any, gate: Any, gated: Any, power: in
     """gate · value: the value's path, times ``gate**power`` where gates count."""
     path = network.gated(gated, lambda: gate.value.to(network.dtype) ** power)
     if path is not None and network.squares and network.differentiate:
-        repeats = gate.value.numel() / max(1, gate.path.mantissa.numel())
-        opening = gate.opening or Opening("none", gate.path, repeats)
+        opening = gate.opening
+        if opening is None:
+            repeats = gate.value.numel() / max(1, gate.path.mantissa.numel())
+            opening = Opening("none", gate.path, repeats)
         product, path = Product.of(opening, path, network.weights)
         network.products.append(product)
     return network.tensor(value, path)
@@ -94,9 +96,11 @@ def gated_product(network: Network, value: Any, gate: Any, gated: Any, power: in
 def _is_gate(network: Network, x: Any, y: Any) -> bool:
     """Whether x is the gate of x · y, rather than y.
 
-    The one computed from the other; else the bounded one; else the only one that came out of an
-    activation.
+    The one without a path (a softmax); the one computed from the other; else the bounded one; else
+    the only one that came out of an activation.
     """
+    if (x.path is None) != (y.path is None):
+        return x.path is None
     if bool(x.lineage & y.own) != bool(y.lineage & x.own):
         return bool(x.lineage & y.own)
     kinds = [None if factor.opening is None else factor.opening.activation for factor in (x, y)]
@@ -161,7 +165,7 @@ def sign(network: Network, func: Any, input: Any) -> Any:
 @rule(
     *spellings(
         "pow", "square", "sqrt", "rsqrt", "exp", "reciprocal", "norm", "var", "std", "log", "exp2",
-        "expm1", "log1p", "softmax", "log_softmax", "logsumexp", "cos",
+        "expm1", "log1p", "log_softmax", "logsumexp", "cos",
     ),
     torch.linalg.vector_norm, torch.linalg.norm, torch.var_mean, torch.std_mean,
     Tensor.__pow__, Tensor.__rpow__, Tensor.__rtruediv__, Tensor.__ipow__,
@@ -172,6 +176,13 @@ def gate_tensor(network: Network, func: Any, *args: Any, **kwargs: Any) -> Any:
     if isinstance(value, Tensor):
         return network.tensor(value, None)
     return type(value)([network.tensor(v, None) for v in value])
+
+
+@rule(*spellings("softmax"))
+def softmax(network: Network, func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
+    """A gate tensor as well, and what it multiplies it opens (split attention)."""
+    result = network.tensor(network.value(func, input, *args, **kwargs), None)
+    return network.opened(result, "softmax", input)
 
 
 @rule(*spellings("sum", "mean", "nansum", "nanmean"))

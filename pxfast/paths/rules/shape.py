@@ -67,12 +67,13 @@ def view(network: Network, func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
 
 def moved(network: Network, x: Any, value: Any, function: Callable[[Tensor], Any]) -> Any:
     """Pair the value(s) of a movement with the path(s) moved the same way."""
-    if x.path is None:
-        return tree_map_only(Tensor, lambda v: network.tensor(v, None), value)
-    paths = function(x.path.widened(x.value.shape))
     single = isinstance(value, Tensor)
-    pairs = [(value, paths)] if single else list(zip(value, paths, strict=True))
-    results = [network.tensor(v, PathSum(narrow(m), x.path.exponent)) for v, m in pairs]
+    if x.path is None:
+        results = [network.tensor(v, None) for v in ([value] if single else value)]
+    else:
+        paths = function(x.path.widened(x.value.shape))
+        pairs = [(value, paths)] if single else list(zip(value, paths, strict=True))
+        results = [network.tensor(v, PathSum(narrow(m), x.path.exponent)) for v, m in pairs]
     for result in results:
         result.opening, result.mean_of = x.opening, x.mean_of
     return results[0] if single else type(value)(results)
@@ -250,13 +251,14 @@ def interpolate(network: Network, func: Any, input: Any, *args: Any, **kwargs: A
     shape = input.value.shape
     mantissa = input.path.widened(shape, range(2, len(shape)))
     if mode != "bicubic":
-        return network.tensor(
-            value,
-            PathSum(F.interpolate(mantissa, *args, **kwargs), input.path.exponent),
-        )
-    rows = _coefficients(shape[-2], mantissa, args, kwargs, dim=-2)
-    columns = _coefficients(shape[-1], mantissa, args, kwargs, dim=-1)
-    return network.tensor(value, PathSum(rows @ mantissa @ columns.T, input.path.exponent))
+        mantissa = F.interpolate(mantissa, *args, **kwargs)
+    else:
+        rows = _coefficients(shape[-2], mantissa, args, kwargs, dim=-2)
+        columns = _coefficients(shape[-1], mantissa, args, kwargs, dim=-1)
+        mantissa = rows @ mantissa @ columns.T
+    result = network.tensor(value, PathSum(mantissa, input.path.exponent))
+    result.opening = input.opening
+    return result
 
 
 def _coefficients(size: int, like: Tensor, args: Any, kwargs: Any, dim: int) -> Tensor:

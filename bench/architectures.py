@@ -1,0 +1,176 @@
+"""Which convolutional networks can be scored, and whether the scores are right.
+
+Every network of the library up to a size is built with random weights, norms and biases, and
+scored by px and px-joint, whole and under random masks, in float64 on one small random image. The
+scores are compared with the literal reference. The result is docs/architectures.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import pxfast
+from bench._libraries import load
+from bench._result import Result
+from pxfast.errors import PxfastError
+from pxfast.reference import px, px_rules
+
+# modules of timm whose networks are convolutional, some with attention in a few blocks
+TIMM_MODULES = """
+    byobnet convmixer convnext cspnet cspnext densenet dla dpn edgenext efficientnet fasternet
+    fastvit ghostnet hardcorenas hgnet hrnet inception_next inception_resnet_v2 inception_v3
+    inception_v4 lcnetv2 mambaout mobilenetv3 mobilenetv5 nasnet nfnet pnasnet rdnet regnet repghost
+    repvit res2net resnest resnet resnetv2 rexnet selecsls senet sknet starnet tresnet vgg vovnet
+    xception xception_aligned
+""".split()
+DENSITY = 0.7
+SMALL, LARGE = 64, 128
+NEEDS_LARGE = ("inception", "nasnet", "pnasnet", "legacy_xception")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the job's options."""
+    parser.add_argument(
+        "--largest", type=float, default=8.0, help="millions of parameters of the largest network"
+    )
+    parser.add_argument("--names", nargs="*", help="only these networks of timm")
+
+
+def measure(arguments: argparse.Namespace) -> Result:
+    """Score and compare every network."""
+    rows: list[dict[str, object]] = []
+    names = arguments.names or convnets(arguments.largest)
+    for number, name in enumerate(names, start=1):
+        row = examine(name)
+        rows.append(row)
+        print(f"{number}/{len(names)}", *row.values(), flush=True)
+        gc.collect()
+    return Result(
+        subject="timm",
+        settings={
+            "timm": load("timm").__version__,
+            "parameters": f"up to {arguments.largest:g} million",
+            "image": f"{SMALL} x {SMALL} ({LARGE} x {LARGE} where it must be)",
+            "density of the masks": DENSITY,
+        },
+        rows=rows,
+        notes=[
+            "error: the largest difference from the reference over both criteria, whole and masked, "
+            "relative to the largest score of the layer. Both compute in float64.",
+        ],
+    )
+
+
+def convnets(largest: float) -> list[str]:
+    """Return the names of timm's convolutional networks with at most that many million weights."""
+    timm = load("timm")
+    names = []
+    for module in TIMM_MODULES:
+        for name in timm.list_models(module=module):
+            with torch.device("meta"), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                parameters = timm.create_model(name, num_classes=7).parameters()
+                if sum(map(torch.numel, parameters)) <= largest * 1e6:
+                    names.append(name)
+    return names
+
+
+def build(name: str) -> nn.Module:
+    """Return a network of timm in float64, its norms and biases not the identity."""
+    timm = load("timm")
+    px_rules.LEAVES.add(timm.layers.padding.pad_same)
+    px_rules.RULES[timm.layers.padding.pad_same] = _pad_same
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = timm.create_model(name, num_classes=7)
+    return randomised(model).double().eval()
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """Draw norms, biases and learned scales at random: as initialised, many are 0 or 1."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() <= 1 or parameter.numel() == parameter.shape[0]:
+                parameter.uniform_(0.5, 1.5)
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.normal_()
+            elif name.endswith("running_var"):
+                buffer.uniform_(0.5, 2.0)
+    return model
+
+
+def image(name: str, model: nn.Module) -> Tensor:
+    """Return one random image of the smallest size that the network takes."""
+    channels, _, full = getattr(model, "default_cfg")["input_size"]
+    sizes = [LARGE] if name.startswith(NEEDS_LARGE) else [SMALL]
+    for size in (*sizes, full):
+        x = torch.randn(1, channels, size, size, dtype=torch.float64)
+        try:
+            with torch.no_grad():
+                model(x)
+        except (RuntimeError, AssertionError, ValueError):
+            continue
+        return x
+    raise ValueError(f"{name} takes no image of {channels} x {full} x {full}")
+
+
+def masks_of(model: nn.Module, density: float = DENSITY) -> dict[str, Tensor]:
+    """Return random masks; every output unit keeps one weight at least."""
+    generator = torch.Generator().manual_seed(0)
+    masks = {}
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1 and parameter.numel() > parameter.shape[0]:
+            noise = torch.rand(parameter.shape, generator=generator)
+            smallest = noise.flatten(1).amin(1).view(-1, *[1] * (noise.dim() - 1))
+            masks[name] = (noise < density) | (noise == smallest)
+    return masks
+
+
+def examine(name: str) -> dict[str, object]:
+    """Score one network in four ways and compare."""
+    model = build(name)
+    row: dict[str, object] = {
+        "network": name,
+        "parameters M": round(sum(map(torch.numel, model.parameters())) / 1e6, 1),
+    }
+    try:
+        error = difference(model, image(name, model))
+    except PxfastError as reason:
+        return row | {"scored": "no", "error": "", "why": _short(reason)}
+    except Exception as reason:
+        return row | {"scored": "yes", "error": "", "why": f"no reference: {_short(reason)}"}
+    return row | {"scored": "yes", "error": error, "why": ""}
+
+
+def difference(model: nn.Module, x: Tensor) -> float:
+    """Return the largest difference of a score from the reference, relative to its layer."""
+    largest = 0.0
+    given = {name: mask for name, mask in masks_of(model).items()}
+    for criterion in ("px", "px-joint"):
+        whole = pxfast.score(model, x, criterion=criterion)
+        for masks in (None, {name: mask for name, mask in given.items() if name in whole}):
+            scores = pxfast.score(model, x, criterion=criterion, masks=masks) if masks else whole
+            expected = px.score(model, x, criterion=criterion, masks=masks)
+            for weight, score in scores.items():
+                scale = expected[weight].abs().max()
+                error = (score - expected[weight]).abs().max() / scale
+                largest = max(largest, float(error)) if scale or score.any() else largest
+    return largest
+
+
+def _pad_same(net: Any, call: px_rules.Call) -> Tensor:
+    """The reference's rule for timm's padding, whose constant starts no path."""
+    return call.function(*call.args[:4])
+
+
+def _short(reason: Exception) -> str:
+    text = str(reason).partition("\n")[0].replace("|", "/")
+    return text if len(text) < 200 else f"{text[:197]}..."
