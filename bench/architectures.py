@@ -22,13 +22,14 @@ from pxfast.errors import PxfastError
 from pxfast.reference import px, px_rules
 
 # modules of timm whose networks are convolutional, some with attention in a few blocks
-TIMM_MODULES = """
-    byobnet convmixer convnext cspnet cspnext densenet dla dpn edgenext efficientnet fasternet
-    fastvit ghostnet hardcorenas hgnet hrnet inception_next inception_resnet_v2 inception_v3
-    inception_v4 lcnetv2 mambaout mobilenetv3 mobilenetv5 nasnet nfnet pnasnet rdnet regnet repghost
-    repvit res2net resnest resnet resnetv2 rexnet selecsls senet sknet starnet tresnet vgg vovnet
-    xception xception_aligned
-""".split()
+TIMM_MODULES = [
+    "byobnet", "convmixer", "convnext", "cspnet", "cspnext", "densenet", "dla", "dpn",
+    "edgenext", "efficientnet", "fasternet", "fastvit", "ghostnet", "hardcorenas", "hgnet",
+    "hrnet", "inception_next", "inception_resnet_v2", "inception_v3", "inception_v4", "lcnetv2",
+    "mambaout", "mobilenetv3", "mobilenetv5", "nasnet", "nfnet", "pnasnet", "rdnet", "regnet",
+    "repghost", "repvit", "res2net", "resnest", "resnet", "resnetv2", "rexnet", "selecsls",
+    "senet", "sknet", "starnet", "tresnet", "vgg", "vovnet", "xception", "xception_aligned",
+]  # fmt: skip
 DENSITY = 0.7
 SMALL, LARGE = 64, 128
 NEEDS_LARGE = ("inception", "nasnet", "pnasnet", "legacy_xception")
@@ -61,8 +62,8 @@ def measure(arguments: argparse.Namespace) -> Result:
         },
         rows=rows,
         notes=[
-            "error: the largest difference from the reference over both criteria, whole and masked, "
-            "relative to the largest score of the layer. Both compute in float64.",
+            "error: the largest difference from the reference over both criteria, whole and "
+            "masked, relative to the largest score of the layer. Both compute in float64.",
         ],
     )
 
@@ -107,9 +108,9 @@ def randomised(model: nn.Module) -> nn.Module:
     return model
 
 
-def image(name: str, model: nn.Module) -> Tensor:
+def image(name: str, model: Any) -> Tensor:
     """Return one random image of the smallest size that the network takes."""
-    channels, _, full = getattr(model, "default_cfg")["input_size"]
+    channels, _, full = model.default_cfg["input_size"]
     sizes = [LARGE] if name.startswith(NEEDS_LARGE) else [SMALL]
     for size in (*sizes, full):
         x = torch.randn(1, channels, size, size, dtype=torch.float64)
@@ -153,7 +154,7 @@ def examine(name: str) -> dict[str, object]:
 def difference(model: nn.Module, x: Tensor) -> float:
     """Return the largest difference of a score from the reference, relative to its layer."""
     largest = 0.0
-    given = {name: mask for name, mask in masks_of(model).items()}
+    given = masks_of(model)
     for criterion in ("px", "px-joint"):
         whole = pxfast.score(model, x, criterion=criterion)
         for masks in (None, {name: mask for name, mask in given.items() if name in whole}):

@@ -320,7 +320,9 @@ _register(activation, torch.relu, torch.relu_, "relu", "relu_", F.relu_, F.leaky
 _register(activation, *(key for keys in BOUNDED for key in keys))
 _register(batch_norm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, F.batch_norm)
 _register(layer_norm, nn.LayerNorm, F.layer_norm)
-_register(group_norm, F.group_norm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+_register(
+    group_norm, F.group_norm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d
+)
 _register(max_pool, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, F.max_pool1d, F.max_pool2d)
 _register(max_pool, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
 _register(max_pool, F.max_pool3d, F.adaptive_max_pool1d, F.adaptive_max_pool2d)
