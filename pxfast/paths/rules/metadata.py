@@ -15,8 +15,7 @@ from pxfast.paths.registry import rule, spellings
 _PROPERTIES = [
     "shape", "dtype", "layout", "ndim", "requires_grad", "grad", "grad_fn", "is_leaf", "is_sparse",
     "is_quantized",
-    "is_meta", "is_mkldnn", "is_nested", "names", "itemsize", "nbytes", "_version", "_base",
-    "is_cpu",
+    "is_meta", "is_mkldnn", "is_nested", "names", "itemsize", "nbytes", "_version",
 ]  # fmt: skip
 _METHODS = [
     "size", "dim", "numel", "nelement", "stride", "storage_offset", "is_contiguous",
@@ -45,7 +44,7 @@ def device(network: Network, func: Any, x: Any) -> torch.device:
 
 
 @rule(
-    *(getattr(Tensor, f"is_{kind}").__get__ for kind in ("cuda", "mps", "xpu")),
+    *(getattr(Tensor, f"is_{kind}").__get__ for kind in ("cpu", "cuda", "mps", "xpu")),
     metadata=True,
 )
 def is_device(network: Network, func: Any, x: Any) -> bool:
@@ -90,6 +89,7 @@ def to_python(network: Network, func: Any, *args: Any, **kwargs: Any) -> Any:
     torch.randn_like,
     Tensor.new_zeros, Tensor.new_ones, Tensor.new_full, Tensor.new_empty, Tensor.new_tensor,
     torch.sign, Tensor.sign, Tensor.__and__, Tensor.__or__, Tensor.__xor__, Tensor.__invert__,
+    *(getattr(Tensor, f"__{name}__") for name in ("eq", "ne", "lt", "le", "gt", "ge")),
     *spellings("logical_and", "logical_or", "logical_xor", "logical_not"), Tensor.bool, Tensor.int,
     Tensor.long,
 )  # fmt: skip

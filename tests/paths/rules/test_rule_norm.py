@@ -15,6 +15,7 @@ from tolerances import SMALL_NET, close
 from torch import Tensor, nn
 
 import pxfast
+from pxfast.paths.registry import spellings
 
 SIGNAL, IMAGE, VOLUME = (4, 5), (4, 3, 4), (4, 2, 3, 2)
 DATA = {"batchnorm": "data"}
@@ -112,6 +113,22 @@ def grn_in_reference(x: Tensor, scale: Tensor, shift: Any) -> Tensor:
     norm = x.norm(p=2, dim=(2, 3), keepdim=True)
     norm = norm / (norm.mean(dim=1, keepdim=True) + 1e-6)
     return x + (scale.view(1, -1, 1, 1) * (x * norm) + shift.view(1, -1, 1, 1))
+
+
+def everywhere(name: str, *arguments: Any, **named: Any) -> dict[str, Case]:
+    """Every spelling of a function, of the tensor's deviation or of the tensor: a factor."""
+    reduces = bool(arguments or named) and name != "pow"
+
+    def factor(function: Callable[..., Any], z: Tensor) -> Tensor:
+        return function(z if reduces else z.std(1, keepdim=True) * 1, *arguments, **named)
+
+    return {
+        f"x * {torch.overrides.resolve_name(function)}": by_hand(
+            lambda x, function=function: x * factor(function, x),
+            lambda z, function=function: factor(function, z),
+        )
+        for function in spellings(name)
+    }
 
 
 CASES = {
@@ -293,6 +310,19 @@ CASES = {
     ),
     "softmin": by_hand(lambda x: F.softmin(x, dim=1) * x, lambda z: F.softmin(z, dim=1)),
     "nn.Softmin": by_hand(lambda x: nn.Softmin(1)(x) * x, lambda z: F.softmin(z, dim=1)),
+    **{
+        key: case
+        for name in ("sqrt", "rsqrt", "square", "exp", "reciprocal", "log", "exp2", "expm1",
+                     "log1p", "cos")
+        for key, case in everywhere(name).items()
+    },
+    **everywhere("pow", 1.5),
+    **everywhere("softmax", dim=1),
+    **everywhere("log_softmax", dim=1),
+    **everywhere("logsumexp", dim=1, keepdim=True),
+    **everywhere("var", dim=1, keepdim=True),
+    **everywhere("std", dim=1, keepdim=True),
+    **everywhere("norm", dim=1, keepdim=True),
     "centring alone": of(flat_mean, IMAGE, gate(torch.ones_like)),
 }  # fmt: skip
 
