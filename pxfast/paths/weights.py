@@ -123,6 +123,13 @@ class Weight:
             return mask.to("meta").to(dtype)
         return self._once("M", lambda: mask.to(dtype))
 
+    def density(self) -> float:
+        """The share of the weight that is kept."""
+        mask = self.mask
+        if mask is None or mask.numel() == 0:
+            return 1.0
+        return float(self._once("kept", mask.count_nonzero)) / mask.numel()
+
     def channels(self) -> tuple[Tensor, Tensor] | None:
         """The inputs and outputs of a convolution (not transposed, groups = 1) that have a weight,
         where leaving out the others saves a quarter of the work: below some percent it does.

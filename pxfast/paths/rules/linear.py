@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pxfast import ops
 from pxfast.paths.network import Network
 from pxfast.paths.pathsum import PathSum
 from pxfast.paths.registry import rule
@@ -72,9 +73,16 @@ def convolution(
     path, shape = input.path, input.value.shape
     arguments = (stride, padding, dilation, groups)
     stride, dilation = _tuple(stride, dims), _tuple(dilation, dims)
+    uneven = False
     if isinstance(padding, str):
-        path, shape, padding = _resolve_padding(path, shape, padding, weight.shape[2:], dilation)
+        both = _both_sides(padding, weight.shape[2:], dilation)
+        uneven = any(amount % 2 for amount in both)
+        if uneven:
+            path, shape = _padded(path, shape, both)
+        padding = tuple(0 if uneven else amount // 2 for amount in both)
     geometry = Convolution(stride, _tuple(padding, dims), dilation, False, (0,) * dims, groups)
+    if not uneven and sparse_pays(network, input, used, geometry):
+        return sparse_convolution(network, input, used, bias, geometry)
 
     def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return func(x, weight, bias, *arguments)
@@ -130,6 +138,40 @@ def transposed_convolution(
     return network.tensor(value, convolution_path(network, input.path, shape, used, geometry))
 
 
+def sparse_pays(network: Network, x: Any, weight: Weight, geometry: Convolution) -> bool:
+    """Whether value and path had better go through the few kept weights in one pass."""
+    return (
+        weight.mask is not None
+        and x.path is not None
+        and network.gates
+        and network.values
+        and network.autocast is None
+        and x.value.dim() == weight.theta.dim() == 4
+        and geometry.groups == 1
+        and weight.theta.numel() > 0
+        and x.value.is_contiguous()
+        and x.path.mantissa.dtype == x.value.dtype
+        and weight.weights.purpose in ("scores", "bound")
+        and ops.sparse_dual_conv2d_pays(x.value, weight.theta, weight.density())
+    )
+
+
+def sparse_convolution(
+    network: Network, x: Any, weight: Weight, bias: Any, geometry: Convolution
+) -> Any:
+    """y = x * (θ·M) + b, with the path through M (h) or θ²·M (J) in the same pass."""
+    assert weight.mask is not None
+    mantissa = x.path.mantissa.detach()
+    value, paths = ops.sparse_dual_conv2d(
+        x.value, mantissa, weight.theta, weight.mask, None if bias is None else bias.detach(),
+        *geometry.arguments[:3], squared=network.squares,
+    )  # fmt: skip
+    if network.squares:
+        mantissa = x.path.widened(x.value.shape, [1, 2, 3])
+        paths = SquaredConvolution.apply(mantissa, network.anchor, weight, geometry, paths)
+    return network.tensor(value, PathSum(paths, x.path.exponent).normalised())
+
+
 class Convolution:
     """The geometry of a convolution: everything but its weight."""
 
@@ -176,7 +218,7 @@ def convolution_path(
     space = range(2, len(shape))
     if network.squares:
         mantissa = path.widened(shape, [1, *space])
-        result = SquaredConvolution.apply(mantissa, network.anchor, weight, geometry)
+        result = SquaredConvolution.apply(mantissa, network.anchor, weight, geometry, None)
         return PathSum(result, path.exponent).normalised()
     mask = weight.ones(network.dtype, path.mantissa.device)
     if mask is None:
@@ -264,29 +306,22 @@ def _tuple(value: Any, dims: int) -> Ints:
     return values * dims if len(values) == 1 else values
 
 
-def _resolve_padding(
-    path: PathSum | None,
-    shape: torch.Size,
-    padding: str,
-    kernel: torch.Size,
-    dilation: Ints,
-) -> tuple[PathSum | None, torch.Size, Ints]:
-    """``"valid"`` is no padding; ``"same"`` pads the path explicitly, since its two sides may
-    differ by one."""
+def _both_sides(padding: str, kernel: torch.Size, dilation: Ints) -> Ints:
+    """How many zeros ``"same"`` and ``"valid"`` add to each dimension, before and after it."""
     if padding == "valid":
-        return path, shape, (0,) * len(kernel)
-    amounts: list[int] = []
-    for size, step in reversed(list(zip(kernel, dilation, strict=True))):
-        both = step * (size - 1)
-        amounts += [both // 2, both - both // 2]
-    dims = len(kernel)
-    space = range(len(shape) - dims, len(shape))
-    padded = torch.Size(
-        [
-            *shape[: len(shape) - dims],
-            *(shape[d] + dilation[i] * (kernel[i] - 1) for i, d in enumerate(space)),
-        ]
-    )
+        return (0,) * len(kernel)
+    return tuple(step * (size - 1) for size, step in zip(kernel, dilation, strict=True))
+
+
+def _padded(
+    path: PathSum | None, shape: torch.Size, both: Ints
+) -> tuple[PathSum | None, torch.Size]:
+    """A path sum, and its full shape, with zeros around it, one more after than before where they
+    do not divide by two."""
+    lead, space = shape[: -len(both)], shape[-len(both) :]
     if path is not None:
-        path = PathSum(F.pad(path.widened(shape, space), amounts), path.exponent)
-    return path, padded, (0,) * len(kernel)
+        amounts = [side for amount in reversed(both) for side in (amount // 2, -(-amount // 2))]
+        dims = range(len(lead), len(shape))
+        path = PathSum(F.pad(path.widened(shape, dims), amounts), path.exponent)
+    padded = (size + amount for size, amount in zip(space, both, strict=True))
+    return path, torch.Size([*lead, *padded])

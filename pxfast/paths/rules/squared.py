@@ -49,13 +49,20 @@ class SquaredLinear(torch.autograd.Function):
 
 
 class SquaredConvolution(torch.autograd.Function):
-    """A convolution of path sums with W∘W∘M; the backward adds to ``weight.saliency``."""
+    """A convolution of path sums with W∘W∘M; the backward adds to ``weight.saliency``.
+
+    ``known`` is the result where it has been computed before, together with the value.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, anchor: Tensor, weight: Weight, geometry: Any) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, anchor: Tensor, weight: Weight, geometry: Any, known: Tensor | None
+    ) -> Tensor:
         """Shapes: x [N, C, *space], weight as torch's convolutions have it."""
         ctx.set_materialize_grads(False)
         ctx.x, ctx.weight, ctx.geometry = x, weight, geometry
+        if known is not None:
+            return known.view_as(known)
         return counted(weight, geometry(x, weight.squared(x.dtype)))
 
     @staticmethod
@@ -64,7 +71,7 @@ class SquaredConvolution(torch.autograd.Function):
         x, weight, geometry = ctx.x, ctx.weight, ctx.geometry
         dy = cotangent(weight, dy, dim=1, geometry=geometry)
         if dy is None:
-            return None, None, None, None
+            return None, None, None, None, None
         squared, saliency = weight.squared(x.dtype), weight.saliency
         dx, dw, _ = torch.ops.aten.convolution_backward(
             dy, x, squared, None, *geometry.arguments, geometry.groups,
@@ -72,7 +79,7 @@ class SquaredConvolution(torch.autograd.Function):
         )  # fmt: skip
         if saliency is not None:
             saliency.addcmul_(dw, weight.factor(squared))
-        return dx, None, None, None
+        return dx, None, None, None, None
 
 
 def counted(weight: Weight, paths: Tensor) -> Tensor:

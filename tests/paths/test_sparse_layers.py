@@ -1,0 +1,86 @@
+"""Convolutions that keep few weights take value and path through them in one pass."""
+
+from __future__ import annotations
+
+import nets
+import pytest
+import torch
+from tolerances import DEEP_NET, close
+from torch import nn
+
+import pxfast
+from pxfast import _native, models, ops
+from pxfast.paths.rules import linear
+from pxfast.reference import px
+
+F32, F64 = torch.float32, torch.float64
+
+pytestmark = pytest.mark.skipif(_native.problem is not None, reason="no native kernels")
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """What the op was called with."""
+    seen = []
+
+    def recorded(*args, **kwargs):
+        seen.append(args)
+        return original(*args, **kwargs)
+
+    original = ops.sparse_dual_conv2d
+    monkeypatch.setattr(ops, "sparse_dual_conv2d", recorded)
+    return seen
+
+
+def geometries():
+    return nn.Sequential(
+        nn.Conv2d(2, 6, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(6, 8, (3, 1), stride=2, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        nn.Conv2d(8, 6, 3, padding="same", dilation=2), nn.GELU(),
+        nn.Conv2d(6, 6, 3, padding=1, padding_mode="reflect"), nn.MaxPool2d(2),
+        nn.Conv2d(6, 6, 1), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("criterion", ["px", "px-joint"])
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_scores_are_those_of_the_reference(calls, criterion, dtype):
+    torch.manual_seed(5)
+    x = torch.randn(3, 2, 20, 17, dtype=F64)
+    model = geometries().double()
+    model(x)
+    model.eval()
+    masks = nets.random_masks(model, 0.17)
+    expected = px.score(model, x, criterion=criterion, masks=masks)
+    scores = pxfast.score(model.to(dtype), x.to(dtype), criterion=criterion, masks=masks)
+    assert len(calls) >= 4
+    assert list(scores) == list(expected)
+    for name, values in expected.items():
+        close(scores[name], values, DEEP_NET[dtype], name)
+
+
+@pytest.mark.parametrize("criterion", ["px", "px-joint"])
+def test_a_deep_network_scores_as_with_dense_layers(calls, criterion, monkeypatch):
+    torch.manual_seed(5)
+    model, x = models.resnet20().eval(), torch.randn(4, 3, 16, 16)
+    masks = nets.random_masks(model, 0.15)
+    sparse = pxfast.score(model, x, criterion=criterion, masks=masks)
+    assert calls
+    monkeypatch.setattr(linear, "sparse_pays", lambda *_: False)
+    calls.clear()
+    dense = pxfast.score(model, x, criterion=criterion, masks=masks)
+    assert not calls
+    for name, values in dense.items():
+        close(sparse[name], values, DEEP_NET[F32], name)
+
+
+def test_where_it_does_not_pay_layers_stay_dense(calls):
+    model, x = geometries(), torch.randn(3, 2, 20, 17)
+    model(x)
+    model.eval()
+    pxfast.score(model, x, masks=nets.random_masks(model, 0.6))
+    pxfast.score(model, x, masks=nets.random_masks(model, 0.2), dtype=torch.bfloat16)
+    assert not calls
+    channels_last = x.contiguous(memory_format=torch.channels_last)
+    pxfast.score(model[:2], channels_last, masks=nets.random_masks(model[:2], 0.2))
+    assert not calls
