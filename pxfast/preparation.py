@@ -63,9 +63,10 @@ def refuse_scripted(model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def evaluation(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, and each module's own mode again afterwards, also when an exception
-    passes."""
+    """Evaluation mode, and each module's own mode and plain tensor attributes again afterwards,
+    also when an exception passes."""
     modes = [(module, module.training) for module in model.modules()]
+    attributes = [(module, _plain_tensors(module)) for module in model.modules()]
     try:
         for module, _ in modes:
             module.training = False
@@ -73,6 +74,15 @@ def evaluation(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+        for module, tensors in attributes:  # hooks set some (torch.nn.utils.prune), forwards others
+            for name in _plain_tensors(module).keys() - tensors.keys():
+                del module.__dict__[name]
+            module.__dict__.update(tensors)
+
+
+def _plain_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Attributes that are tensors, but neither parameters nor buffers."""
+    return {name: value for name, value in vars(module).items() if isinstance(value, Tensor)}
 
 
 def check_weights(model: nn.Module) -> torch.dtype:

@@ -207,7 +207,9 @@ class Weights:
         if not any(source for _, source in operands):
             return
         name = getattr(func, "__name__", "")
-        if name in ("__get__", "__set__") and not isinstance(result, Tensor):
+        if name in _FACTORIES or (
+            name in ("__get__", "__set__") and not isinstance(result, Tensor)
+        ):
             return
         tensors = [result] if isinstance(result, Tensor) else list(_tensors((result,), {}))
         for index, made in enumerate(tensors):
@@ -330,6 +332,9 @@ _CASTS = {
     "cuda", "contiguous",
 }  # fmt: skip
 _GETTERS = {"T", "mT", "data"}
+_FACTORIES = {f"{name}_like" for name in ("zeros", "ones", "full", "empty", "rand", "randn")} | {
+    f"new_{name}" for name in ("zeros", "ones", "full", "empty", "tensor")
+}
 
 
 def _derive(
@@ -343,7 +348,10 @@ def _derive(
 ) -> Source:
     """The source of a new tensor: the same weight under a mask or a view, or a θ of its own."""
     sources = [source for _, source in operands if source is not None]
-    source = sources[0]
+    source = max(sources, key=lambda source: source.theta.numel())  # a scale is not the weight
+    masked = _masked_by_product(name, operands)
+    if masked is not None:
+        return masked
     if len(sources) == 1:
         if name == "__get__":
             name = getattr(getattr(func, "__self__", None), "__name__", "")
@@ -362,25 +370,38 @@ def _derive(
                 return seen if index is None else seen[index]
 
             return replace(source, views=(*source.views, view))
-        mask = _mask_of_product(name, args, kwargs, operands)
-        if mask is not None and not source.views:
-            mask = mask.expand(source.theta.shape)
-            return replace(source, mask=mask if source.mask is None else source.mask & mask)
+        mask = _mask_of_selection(name, args, kwargs)
+        if mask is not None:
+            return _with_mask(source, mask, made.shape)
     return Source(source.name, made.detach())
 
 
-def _mask_of_product(
-    name: str,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    operands: list[tuple[Tensor, Source | None]],
-) -> Tensor | None:
-    """What a multiplication by 0/1, a masked_fill or a where with 0 keeps; None for anything
-    else."""
-    if name in ("mul", "multiply", "__mul__", "__rmul__", "mul_") and len(operands) == 2:
-        other = next(tensor for tensor, source in operands if source is None)
-        keep = other != 0
-        return keep if bool(((other == 1) | ~keep).all()) else None
+def _with_mask(source: Source, mask: Tensor, shape: torch.Size) -> Source:
+    """The same weight under a mask of the shape that is seen; views lead it to θ's entries."""
+    own = mask.expand(shape)
+    if source.views:
+        own = torch.ones_like(source.theta, dtype=torch.bool)
+        source.seen(own).copy_(mask.expand(shape))
+    return replace(source, mask=own if source.mask is None else source.mask & own)
+
+
+def _masked_by_product(name: str, operands: list[tuple[Tensor, Source | None]]) -> Source | None:
+    """The weight in ``mask * weight``, for a mask of 0 and 1 that may be a parameter itself."""
+    if name not in ("mul", "multiply", "__mul__", "__rmul__", "mul_") or len(operands) != 2:
+        return None
+    pairs = [operands, operands[::-1]]
+    for (tensor, source), (mask, origin) in sorted(pairs, key=lambda pair: pair[1][1] is not None):
+        shape = torch.broadcast_shapes(tensor.shape, mask.shape)
+        if source is None or tensor.shape != shape or (origin is not None and mask.dim() == 0):
+            continue
+        keep = mask != 0
+        if bool(((mask == 1) | ~keep).all()):
+            return _with_mask(source, keep, shape)
+    return None
+
+
+def _mask_of_selection(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """What a masked_fill or a where with 0 keeps; None for anything else."""
     if name in ("masked_fill", "masked_fill_"):
         fill = args[2] if len(args) > 2 else kwargs.get("value")
         mask = args[1] if len(args) > 1 else kwargs.get("mask")
