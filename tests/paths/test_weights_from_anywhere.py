@@ -162,6 +162,48 @@ def test_masks_by_row():
     assert_same(pxfast.score(model, x), expected)
 
 
+def pruned_weight_norm() -> nn.Module:
+    layer = parametrizations.weight_norm(nn.Linear(5, 6))
+    parametrize.register_parametrization(layer, "weight", MaskStep(keep()))
+    return layer
+
+
+def scaled_after() -> nn.Module:
+    layer = parametrized()
+    parametrize.register_parametrization(layer, "weight", Scaled())
+    return layer
+
+
+def normed_after() -> nn.Module:
+    return Masked(lambda w, m: 3 * (w * m) / (1 + (w * m).norm()))
+
+
+def spectral_before() -> nn.Module:
+    return nn.utils.spectral_norm(normed_after())
+
+
+MASKED_AND_COMPUTED: dict[str, Callable[[], nn.Module]] = {
+    "weight norm, then a mask": pruned_weight_norm,
+    "a mask, then a scale": scaled_after,
+    "a mask, then a norm": normed_after,
+    "a spectral norm, then a mask and a norm": spectral_before,
+}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.spectral_norm` is deprecated")
+@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("name", MASKED_AND_COMPUTED)
+def test_masks_of_computed_weights(name, criterion):
+    model = net(MASKED_AND_COMPUTED[name])
+    reference = plain(model, used_weight(model.inner))
+    x, given = random_batch((4,), 3).double(), random_masks(reference, 0.7)
+    together = given | {"inner.weight": given["inner.weight"] & keep().bool()}
+    scores = pxfast.score(model, x, criterion=criterion, masks=given)
+    assert_same(scores, px.score(reference, x, criterion=criterion, masks=together))
+    own = px.score(reference, x, criterion=criterion, masks={"inner.weight": keep()})
+    assert_same(pxfast.score(model, x, criterion=criterion), own)
+
+
 # ---- θ computed from parameters ------------------------------------------------------------------
 
 
@@ -217,12 +259,6 @@ def scaled() -> nn.Module:
     return layer
 
 
-def masked_weight_norm() -> nn.Module:
-    layer = parametrizations.weight_norm(nn.Linear(5, 6))
-    parametrize.register_parametrization(layer, "weight", MaskStep(torch.ones(SHAPE)))
-    return layer
-
-
 COMPUTED: dict[str, Callable[[], nn.Module]] = {
     "parametrizations.weight_norm": lambda: parametrizations.weight_norm(nn.Linear(5, 6)),
     "parametrizations.spectral_norm": lambda: parametrizations.spectral_norm(nn.Linear(5, 6)),
@@ -231,7 +267,6 @@ COMPUTED: dict[str, Callable[[], nn.Module]] = {
         nn.Linear(5, 6), orthogonal_map="cayley"
     ),
     "own parametrization": scaled,
-    "weight norm and a mask": masked_weight_norm,
     "hooks: weight_norm": lambda: nn.utils.weight_norm(nn.Linear(5, 6)),
     "hooks: weight_norm of everything": lambda: nn.utils.weight_norm(nn.Linear(5, 6), dim=None),
     "hooks: spectral_norm": lambda: nn.utils.spectral_norm(nn.Linear(5, 6)),
