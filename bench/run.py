@@ -15,9 +15,11 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-import torch
-
+# This folder last: its select.py is not the standard library's.
+sys.path.sort(key=lambda path: Path(path).resolve() == Path(__file__).resolve().parent)
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch
 
 from bench._machine import ROOT, machine
 from bench._result import RESULTS, Result, machine_line, markdown

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from emulated import build, kernels
+from emulated import build, kernels, select_kernels
 from torch import Tensor
 
 from pxfast import _native
@@ -34,7 +34,7 @@ class Backend:
     device: str
     unavailable: str | None = None
 
-    def __call__(self, op: str, *args: Any) -> Tensor:
+    def __call__(self, op: str, *args: Any) -> Any:
         """The op's result; arguments that it changes are changed in place."""
         raise NotImplementedError
 
@@ -44,7 +44,7 @@ class Fallback(Backend):
 
     name = device = "fallback"
 
-    def __call__(self, op: str, *args: Any) -> Tensor:
+    def __call__(self, op: str, *args: Any) -> Any:
         keys = torch._C.DispatchKeySet(torch._C.DispatchKey.MTIA)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "pxfast: no kernels")
@@ -59,7 +59,7 @@ class Native(Backend):
     def __init__(self, isa: str) -> None:
         self.name, self.isa, self.unavailable = f"cpu-{isa}", isa, _native.problem
 
-    def __call__(self, op: str, *args: Any) -> Tensor:
+    def __call__(self, op: str, *args: Any) -> Any:
         with instruction_set(self.isa):
             return getattr(torch.ops.pxfast, op)(*args)
 
@@ -76,7 +76,7 @@ class Emulated(Backend):
         except build.Unavailable as reason:
             self.unavailable = str(reason)
 
-    def __call__(self, op: str, *args: Any) -> Tensor:
+    def __call__(self, op: str, *args: Any) -> Any:
         return getattr(self, op)(*args)
 
     def squared_linear(self, x: Tensor, weight: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -98,6 +98,20 @@ class Emulated(Backend):
         saliency.copy_(torch.from_numpy(sums))
         return x.new_empty(0) if dx is None else torch.from_numpy(dx).reshape(x.shape)
 
+    def score_histogram(
+        self, scores: list[Tensor], alive: list[Tensor | None], low: int, shift: int, bits: int
+    ) -> Tensor:
+        arrays = list(map(_array, scores)), list(map(_array, alive))
+        return torch.from_numpy(select_kernels.score_histogram(*arrays, low, shift, bits))
+
+    def write_masks(
+        self, scores: list[Tensor], alive: list[Tensor | None], key: int, ties: int, equal: int
+    ) -> list[Tensor]:
+        arrays = list(map(_array, scores)), list(map(_array, alive))
+        masks = select_kernels.write_masks(*arrays, key, ties, equal)
+        assert all((mask <= 1).all() for mask in masks)
+        return [torch.from_numpy(mask).bool() for mask in masks]
+
 
 class Cuda(Backend):
     """The CUDA kernels on a GPU."""
@@ -110,13 +124,13 @@ class Cuda(Backend):
         elif _native.describe().get("cuda", "not built") == "not built":
             self.unavailable = "pxfast was built without CUDA kernels"
 
-    def __call__(self, op: str, *args: Any) -> Tensor:
-        there = [_to_cuda(a) if isinstance(a, Tensor) else a for a in args]
+    def __call__(self, op: str, *args: Any) -> Any:
+        there = [_to_cuda(a) for a in args]
         result = getattr(torch.ops.pxfast, op)(*there)
         for here, copy in zip(args, there, strict=True):
             if isinstance(here, Tensor):
                 _storage(here).copy_(_storage(copy))
-        return result.cpu()
+        return [r.cpu() for r in result] if isinstance(result, list) else result.cpu()
 
 
 @contextmanager
@@ -162,11 +176,14 @@ def _storage(tensor: Tensor) -> Tensor:
     return tensor.as_strided([size], [1], 0)
 
 
-def _to_cuda(tensor: Tensor) -> Tensor:
-    """A copy with the same strides, offset and surroundings."""
-    return (
-        _storage(tensor).cuda().as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
-    )
+def _to_cuda(argument: Any) -> Any:
+    """Copies of tensors, also in a list, with the same strides, offset and surroundings."""
+    if isinstance(argument, list):
+        return [_to_cuda(entry) for entry in argument]
+    if not isinstance(argument, Tensor):
+        return argument
+    there = _storage(argument).cuda()
+    return there.as_strided(argument.shape, argument.stride(), argument.storage_offset())
 
 
 BACKENDS = [Fallback(), *map(Native, instruction_sets()), Emulated(), Cuda()]

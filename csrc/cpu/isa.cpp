@@ -4,8 +4,10 @@
 #include <stdexcept>
 #include <string>
 
+#include "select_threshold.h"
 #include "sparse_dual_conv2d.h"
 #include "squared_linear.h"
+#include "write_masks.h"
 
 namespace px::cpu {
 
@@ -64,6 +66,16 @@ const SparseDualConv2dKernels& sparse_dual_conv2d() {
 
 const SquaredLinearKernels& squared_linear() {
   static constexpr const SquaredLinearKernels* kernels[] = PX_KERNELS(squared_linear);
+  return *kernels[static_cast<int>(isa())];
+}
+
+const SelectThresholdKernels& select_threshold() {
+  static constexpr const SelectThresholdKernels* kernels[] = PX_KERNELS(select_threshold);
+  return *kernels[static_cast<int>(isa())];
+}
+
+const WriteMasksKernels& write_masks() {
+  static constexpr const WriteMasksKernels* kernels[] = PX_KERNELS(write_masks);
   return *kernels[static_cast<int>(isa())];
 }
 

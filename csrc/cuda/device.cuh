@@ -70,6 +70,15 @@ __device__ inline float widen(float v) { return v; }
 __device__ inline float widen(bf16 v) { return __bfloat162float(v); }
 __device__ inline float widen(f16 v) { return __half2float(v); }
 
+// Tells the compiler that an address which a kernel has read from memory is one of global memory.
+template <class T>
+__device__ inline T* in_global(T* address) {
+#ifdef __CUDA_ARCH__
+  __builtin_assume(__isGlobal(address));
+#endif
+  return address;
+}
+
 // N neighbouring elements, read or written in one access. The address must be a multiple of the size.
 template <class T, int N>
 struct alignas(N * sizeof(T)) Pack {
@@ -87,7 +96,7 @@ __device__ inline void store(T* address, const Pack<T, N>& pack) {
 }
 
 template <class T>
-bool aligned_to(const T* address, std::size_t bytes) {
+__host__ __device__ inline bool aligned_to(const T* address, std::size_t bytes) {
   return reinterpret_cast<std::uintptr_t>(address) % bytes == 0;  // so is null
 }
 

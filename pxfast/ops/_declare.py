@@ -26,10 +26,15 @@ def declare(schema: str, fake: Callable[..., Any], reference: Callable[..., Any]
 
     def fallback(*args: Any, **kwargs: Any) -> Any:
         fake(*args, **kwargs)
-        device = next(a.device.type for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
-        _native.warn_of_fallback(device)
+        _native.warn_of_fallback(_device_of([*args, *kwargs.values()]))
         return reference(*args, **kwargs)
 
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     _library.impl(name, fallback, "CompositeExplicitAutograd")
     torch.library.register_fake(f"pxfast::{name}", fake, lib=_library)
+
+
+def _device_of(arguments: list[Any]) -> str:
+    """The kind of device that the first tensor is on; a list may hold it."""
+    flat = (x for a in arguments for x in (a if isinstance(a, (list, tuple)) else [a]))
+    return next(x.device.type for x in flat if isinstance(x, Tensor))

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pxfast.errors import MaskError
+from pxfast.ops import select_threshold, write_masks
 from pxfast.selection.patterns import Units
-from pxfast.selection.threshold import select_threshold, write_masks
 
 SCOPES = ("global", "layer")
 
@@ -163,7 +163,7 @@ def with_floors(units: Units, min_density: float) -> Units:
         floor = min(_least(min_density, score.numel()), units.count_alive(name))
         if floor:
             layer, alive = [score], [units.alive.get(name)]
-            threshold = select_threshold(layer, floor, alive)
+            threshold = select_threshold(layer, floor, alive, [name])
             (reserved[name],) = write_masks(layer, threshold, alive)
     return replace(units, reserved=reserved)
 
@@ -180,7 +180,8 @@ def _keep_highest(units: Units, share: Budget) -> dict[str, Tensor]:
     ]
     count = min(share.keep, share.alive) - share.reserved
     if count > 0:
-        masks = write_masks(scores, select_threshold(scores, count, others), others)
+        threshold = select_threshold(scores, count, others, share.names)
+        masks = write_masks(scores, threshold, others)
     else:
         masks = [torch.zeros_like(score, dtype=torch.bool) for score in scores]
     for mask, taken in zip(masks, reserved, strict=True):

@@ -1,38 +1,15 @@
 // The launchers of squared_linear as C functions on host memory, for ctypes (kernels.py). They return null,
 // or what went wrong. The file that nvcc compiles is compiled here for the CPU.
-#include <cstdlib>
-#include <exception>
-#include <memory>
-#include <string>
-
+#include "abi.h"
 #include "cuda/squared_linear.cu"
 #include "small_cut.h"
 
 namespace {
 
+using emulated::guarded;
+using emulated::scratch_of;
 using px::Dtype;
 using px::cuda::SmallCut;
-
-template <class Action>
-const char* guarded(const char* order, Action action) {
-  thread_local std::string message;
-  try {
-    emulated::schedule.order = emulated::order_named(order);
-    action();
-    return nullptr;
-  } catch (const std::exception& error) {
-    message = error.what();
-    return message.c_str();
-  }
-}
-
-// As the binding allocates it; filled with NaN, because its contents are arbitrary.
-std::unique_ptr<void, decltype(&std::free)> scratch_of(std::size_t bytes) {
-  void* memory = nullptr;
-  if (posix_memalign(&memory, 256, bytes ? bytes : 1) != 0) throw std::bad_alloc();
-  std::memset(memory, 0xff, bytes);
-  return {memory, &std::free};
-}
 
 }  // namespace
 

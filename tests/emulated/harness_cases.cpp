@@ -98,6 +98,26 @@ void returned_lanes() {
   for (int i = 0; i < 32; ++i) expect(out[i], i < 20, "any of the lanes that are left", i);
 }
 
+__global__ void count_in_both(unsigned* shared_counts, unsigned long long* counts) {
+  PX_SHARED(bins, unsigned[4]);
+  if (threadIdx.x < 4) bins[threadIdx.x] = 0;
+  __syncthreads();
+  atomicAdd(&bins[threadIdx.x % 3], 1u);
+  atomicAdd(&counts[threadIdx.x % 3], 1ull << 33);
+  __syncthreads();
+  if (threadIdx.x < 4) atomicAdd(&shared_counts[threadIdx.x], bins[threadIdx.x]);
+}
+
+void atomics() {
+  std::vector<unsigned> shared_counts(4);
+  std::vector<unsigned long long> counts(4);
+  launch(count_in_both, 5, 96, nullptr, shared_counts.data(), counts.data());
+  for (int i = 0; i < 4; ++i) {
+    expect(static_cast<int>(shared_counts[i]), i < 3 ? 160 : 0, "shared counts", i);
+    expect(static_cast<int>(counts[i] >> 33), i < 3 ? 160 : 0, "counts of 64 bits", i);
+  }
+}
+
 void no_blocks() { launch(some_return, 0, 32, nullptr, nullptr); }
 
 // ---- mistakes
@@ -167,6 +187,14 @@ __global__ void race_in_block(int*) {
   value[0] = static_cast<int>(threadIdx.x);
 }
 
+__global__ void atomic_and_plain(int* out) {
+  if (blockIdx.x == 0) {
+    atomicAdd(reinterpret_cast<unsigned*>(out), 1u);
+  } else if (threadIdx.x == 0) {
+    out[0] += 1;
+  }
+}
+
 __global__ void race_between_blocks(int* out) {
   if (threadIdx.x == 0) out[0] += 1;
 }
@@ -196,6 +224,7 @@ void correct() {
   shuffles();
   warp_barrier();
   returned_lanes();
+  atomics();
   no_blocks();
 }
 
@@ -214,6 +243,7 @@ const std::map<std::string, void (*)()> kCases = {
     {"global_overrun", [] { mistake(global_overrun); }},
     {"misaligned_vector", [] { mistake(misaligned_vector); }},
     {"race_in_block", [] { mistake(race_in_block); }},
+    {"atomic_and_plain", [] { mistake(atomic_and_plain); }},
     {"race_between_blocks", [] { mistake(race_between_blocks); }},
     {"too_many_threads", too_many_threads},
     {"too_many_blocks", too_many_blocks},

@@ -32,6 +32,7 @@ MISTAKES = {
     "misaligned_vector": ("address", r"misaligned address"),
     "race_in_block": ("thread", r"data race"),
     "race_between_blocks": ("thread", r"data race"),
+    "atomic_and_plain": ("thread", r"data race"),
 }
 
 
