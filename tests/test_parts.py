@@ -11,6 +11,7 @@ from torch import nn
 import pxfast
 from pxfast import models
 from pxfast.paths import passes
+from pxfast.paths.rules import linear
 from pxfast.reference import px as reference
 
 F32, F64 = torch.float32, torch.float64
@@ -60,3 +61,13 @@ def test_samples_that_meet_in_statistics_stay_together():
     for given in (None, 1):
         scores = pxfast.score(model.double(), x.double(), masks=masks, max_memory=given)
         assert_same(scores, expected, DEEP_NET[F64])
+
+
+@pytest.mark.parametrize("masked_bytes", [0, 4 * 20 * 3, 4 * 20 * 7])
+def test_wide_layers_are_masked_a_few_rows_at_a_time(monkeypatch, masked_bytes):
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(9, 20), nn.ReLU(), nn.Linear(20, 7)).double()
+    masks, x = nets.random_masks(model, 0.5), torch.randn(5, 9, dtype=F64)
+    monkeypatch.setattr(linear, "MASKED_BYTES", masked_bytes)
+    expected = reference.score(model, x, masks=masks)
+    assert_same(pxfast.score(model, x, masks=masks), expected, DEEP_NET[F64])

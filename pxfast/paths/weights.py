@@ -76,6 +76,16 @@ class Weight:
             return self.theta
         return self._once("θ·M", lambda: selected(self.theta, mask))
 
+    def masked_rows(self, begin: int, end: int) -> Tensor:
+        """Some rows of θ·M."""
+        theta = self.theta[begin:end]
+        return theta if self.mask is None else selected(theta, self.mask[begin:end])
+
+    def mask_rows(self, begin: int, end: int) -> Tensor:
+        """Some rows of M, in the dtype of path sums."""
+        assert self.mask is not None
+        return self.mask[begin:end].to(self.weights.dtype)
+
     def squared(self, dtype: torch.dtype) -> Tensor:
         """θ²·M in the dtype of path sums; 1 in the structure pass, 0 or 1 in the existence pass."""
         if self.weights.purpose == "structure":

@@ -31,7 +31,10 @@ def linear(network: Network, func: Any, input: Any, weight: Any, bias: Any = Non
     """y = x Wᵀ + b."""
     used = network.weights(weight)
     value = network.shaped(
-        lambda: (*input.value.shape[:-1], weight.shape[0]), F.linear, input, used.masked(), bias
+        lambda: (*input.value.shape[:-1], weight.shape[0]),
+        lambda x, bias: row_by_row(x, used, used.masked_rows, bias),
+        input,
+        bias,
     )
     return network.tensor(value, linear_path(network, input, used))
 
@@ -45,14 +48,32 @@ def linear_path(network: Network, x: Any, weight: Weight) -> PathSum | None:
         return PathSum(
             SquaredLinear.apply(mantissa, network.anchor, weight), x.path.exponent
         ).normalised()
-    mask = weight.ones(network.dtype, x.path.mantissa.device)
+    mask = weight.mask
     if mask is None:
         return summed(x.path, -1, weight.theta.shape[-1]).normalised()
-    if (
-        x.path.mantissa.shape[-1] == 1
-    ):  # every input carries the same sum: only the number of kept weights counts
+    if x.path.mantissa.is_meta:
+        return x.path.map(lambda m: F.linear(m, m.new_empty(mask.shape)))
+    if x.path.mantissa.shape[-1] == 1:  # every input has the same sum: how many are kept counts
         return x.path.map(lambda m: m * mask.sum(-1)).normalised()
-    return x.path.map(lambda m: F.linear(m, mask)).normalised()
+    return x.path.map(lambda m: row_by_row(m, weight, weight.mask_rows)).normalised()
+
+
+MASKED_BYTES = 4 * 2**20  # of a matrix θ·M or M that is made at a time: it stays in the cache
+
+
+def row_by_row(
+    x: Tensor, weight: Weight, rows: Callable[[int, int], Tensor], bias: Tensor | None = None
+) -> Tensor:
+    """x Aᵀ + b for a matrix A made of a masked weight, as many rows at a time as suit a CPU."""
+    count, inputs = weight.theta.shape
+    step = count
+    if weight.mask is not None and x.device.type == "cpu":
+        step = max(1, MASKED_BYTES // max(1, 4 * inputs))
+    if step >= count:
+        return F.linear(x, rows(0, count), bias)
+    cuts = [(begin, min(begin + step, count)) for begin in range(0, count, step)]
+    parts = [F.linear(x, rows(*cut), None if bias is None else bias[slice(*cut)]) for cut in cuts]
+    return torch.cat(parts, -1)
 
 
 @rule(F.conv1d, F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d)
