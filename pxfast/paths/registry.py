@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import resolve_name
 
 from pxfast.errors import NoRuleError
 
@@ -120,9 +121,22 @@ _INPLACE_POSITION = {
 }  # fmt: skip
 
 
-def missing_rule(name: str, where: str) -> str:
+def full_name(function: Any) -> str:
+    """A torch function as one writes it: ``torch.nn.functional.glu``, ``torch.Tensor.cumsum``."""
+    name = resolve_name(function)
+    if isinstance(function, (torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        return f"torch.ops.{name}"
+    if name is None and getattr(torch, getattr(function, "__name__", ""), None) is function:
+        return f"torch.{function.__name__}"
+    if name is None and getattr(function, "__module__", None):
+        return f"{function.__module__}.{function.__qualname__}"
+    return name or repr(function)
+
+
+def missing_rule(function: Any, where: str) -> str:
     """The message for an operation without a rule: what, where, and the lines that would add
     one."""
+    name = full_name(function)
     return (
         f"{name} has no rule that says how paths go through it (called in {where}).\n"
         "If it passes paths on entry by entry, these lines add one before scoring:\n"

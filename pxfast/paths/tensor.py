@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode, resolve_name
+from torch.overrides import TorchFunctionMode
 
 from pxfast.errors import NoRuleError, PxfastError
 from pxfast.paths import registry
@@ -144,9 +144,7 @@ class Interpreter(TorchFunctionMode):
             return result
         entry = registry.find(func)
         if entry is None:
-            raise NoRuleError(
-                registry.missing_rule(resolve_name(func) or repr(func), network.weights.where())
-            )
+            raise NoRuleError(registry.missing_rule(func, network.weights.where()))
         if not entry.metadata:
             for tensor in path_tensors:
                 tensor.check_fresh()
