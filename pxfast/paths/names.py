@@ -28,8 +28,8 @@ def canonical_name(prefix: str, module: nn.Module, attribute: str) -> str:
         owner, _, name = prefix.rpartition("parametrizations.")
         return owner + name
     name = attribute.removesuffix("_orig")
-    computed = {f"{name}_mask", f"{name}_u"} & module._buffers.keys()  # by prune, by spectral_norm
-    if name != attribute and computed:
+    computed = f"{name}_mask" in module._buffers or f"{name}_u" in module._buffers
+    if name != attribute and computed:  # by torch.nn.utils.prune, by its old spectral_norm
         attribute = name
     elif attribute.endswith(("_v", "_g")) and f"{attribute[:-2]}_v" in module._parameters:
         attribute = attribute[:-2] if f"{attribute[:-2]}_g" in module._parameters else attribute

@@ -187,9 +187,12 @@ class Network:
         values."""
         autocast = torch.is_autocast_enabled(self.device.type)
         shapes = self.path_device.type == "meta"
-        if not autocast and not shapes:  # at every function of the model: as little as is needed
+        inference = torch.is_inference_mode_enabled()  # the model's own: PathTensors need versions
+        if not (autocast or shapes or inference):  # at every function: as little as is needed
             return torch.set_grad_enabled(self.differentiate)
         contexts = contextlib.ExitStack()
+        if inference:
+            contexts.enter_context(torch.inference_mode(False))
         contexts.enter_context(torch.set_grad_enabled(self.differentiate))
         contexts.enter_context(torch.autocast(self.device.type, enabled=False))
         if shapes:
