@@ -277,7 +277,7 @@ def test_attributes_that_forward_sets_are_put_back():
     assert model.middle.seen is first and not hasattr(model.middle, "latest")
 
 
-# ---- values that leave the tensors -----------------------------------------------------------------
+# ---- values that leave the tensors ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
