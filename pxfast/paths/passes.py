@@ -27,6 +27,7 @@ from pxfast.paths.pathsum import Exponent, PathSum, aligned, larger, shifted, to
 from pxfast.paths.side import SideBranch
 from pxfast.paths.tensor import Interpreter
 from pxfast.paths.weights import Weights
+from pxfast.prefetch import on_device
 
 End = tuple[PathSum, tuple[int, ...]]  # the path sum of an output, and its full shape
 
@@ -81,7 +82,8 @@ class Passes:
         if self.structure is None:
             network = self._network(gates=True, squares=False, values=False)
             try:
-                ends = self._run(network, batch.samples(0, 1), _square, number=1)
+                one = to_device(batch.samples(0, 1), self.device)
+                ends = self._run(network, one, _square, number=1)
             except NeedsValuesError:
                 self.structure = Structure()
             else:
@@ -98,7 +100,7 @@ class Passes:
         """s = Σ_n h(x_n), one path sum of shape [1, …] per output."""
         sums: list[PathSum] = []
         try:
-            for number, batch in enumerate(data, start=1):
+            for number, batch in enumerate(on_device(data, self.device), start=1):
                 batch = self._prepare(batch, number)
                 parts = list(self._parts(batch, gates=True, squares=False))
                 if len(parts) > 1:
@@ -123,7 +125,7 @@ class Passes:
         Returns:
             log2 of R. The buffers hold S/R.
         """
-        one = batch.samples(0, 1)
+        one = to_device(batch.samples(0, 1), self.device)
         network, ends = self._kernel_forward(one)
         given = cotangents or [None] * len(ends)
         exponent, mantissas = aligned([_inner(end, s) for end, s in zip(ends, given, strict=True)])
@@ -150,7 +152,7 @@ class Passes:
         """Forward and backward of J over the data; returns log2 of J, with S/J in the buffers."""
         exponent: Exponent | None = None
         summed: Tensor | None = None
-        for number, batch in enumerate(data, start=1):
+        for number, batch in enumerate(on_device(data, self.device), start=1):
             batch = self._prepare(batch, number)
             for part in self._parts(batch, gates=True, squares=True):
                 network = self._network(gates=True, squares=True, values=True)
@@ -252,7 +254,6 @@ class Passes:
         return output_paths(result, batch.size, self.output)
 
     def _prepare(self, batch: Batch, number: int) -> Batch:
-        batch = to_device(batch, self.device)
         check_finite(batch, number)
         self.samples += batch.size
         return batch
