@@ -27,7 +27,7 @@ def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]
         return
     side = torch.cuda.Stream(device)
 
-    def start(batch: Batch) -> tuple[Batch, torch.cuda.Event]:
+    def start(batch: Batch) -> tuple[Batch, torch.Event]:
         with torch.cuda.stream(side):
             return to_device(pinned(batch), device), side.record_event()
 
