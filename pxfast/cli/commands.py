@@ -61,21 +61,9 @@ def prune(arguments: argparse.Namespace) -> None:
     print(_provenance_line(masks.provenance))
     masks.save(arguments.output)
     print(f"masks: {arguments.output}")
-    _plot(masks, arguments.plot)
-
-
-def report(arguments: argparse.Namespace) -> None:
-    """``pxfast report``: prints what masks keep."""
-    _check_plot(arguments.plot)
-    masks = Masks.load(arguments.masks)
-    if arguments.json:
-        print(reports.to_json(masks))
-    elif arguments.csv:
-        print(reports.to_csv(masks), end="")
-    else:
-        print(masks.summary())
-        print(_provenance_line(masks.provenance))
-    _plot(masks, arguments.plot, quiet=arguments.json or arguments.csv)
+    if arguments.plot is not None:
+        reports.plot(reports.build(masks), arguments.plot)
+        print(f"picture: {arguments.plot}")
 
 
 def _model(arguments: argparse.Namespace) -> nn.Module:
@@ -132,14 +120,6 @@ def _check_plot(path: Path | None) -> None:
         raise PxfastError(f"--plot: expected a file ending in {', '.join(_PICTURES)}, got {path}")
     _check_writable("--plot", path)
     require("matplotlib", "--plot", "pxfast[demo]")
-
-
-def _plot(masks: Masks, path: Path | None, quiet: bool = False) -> None:
-    if path is None:
-        return
-    reports.plot(masks, path)
-    if not quiet:
-        print(f"picture: {path}")
 
 
 def _totals_table(scores: Scores) -> str:

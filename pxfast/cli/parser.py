@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pxfast import criteria
 from pxfast._version import __version__
-from pxfast.cli import compare
-from pxfast.cli.commands import prune, report, score
+from pxfast.cli import compare, report
+from pxfast.cli.commands import prune, score
 from pxfast.cli.doctor import doctor
 from pxfast.data import DATA_NAMES
 from pxfast.loading import MODEL_NAMES
@@ -53,14 +53,6 @@ examples:
   pxfast prune mynets.py:wide --data cifar10:data --density 0.1 --exclude 'head.*' 'stem.*'
   pxfast prune mynets.py:wide --data cifar10:data --pattern 2:4
 """
-_REPORT_USAGE = "MASKS [--json | --csv] [--plot FILE]"
-_REPORT = "Prints how many weights masks keep in every layer, and how the masks were made."
-_REPORT_EXAMPLES = """\
-examples:
-  pxfast report masks.safetensors
-  pxfast report masks.safetensors --plot densities.png
-  pxfast report masks.safetensors --csv > densities.csv
-"""
 _DOCTOR = "Prints versions, what was built, devices, instruction set, and what runs each operation."
 
 
@@ -100,9 +92,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     _add_score(command("score", _SCORE_USAGE, "one score per weight", _SCORE, _SCORE_EXAMPLES))
     _add_prune(command("prune", _PRUNE_USAGE, "masks of a density", _PRUNE, _PRUNE_EXAMPLES))
-    _add_report(
-        command("report", _REPORT_USAGE, "what is left of each layer", _REPORT, _REPORT_EXAMPLES)
-    )
+    report_parser = command("report", report.USAGE, report.SUMMARY, report.TEXT, report.EXAMPLES)
+    report.add_options(report_parser)
+    _add_model(report_parser, required=False)
+    _add_data(report_parser, required=False)
     compare_parser = command(
         "compare", compare.USAGE, compare.SUMMARY, compare.TEXT, compare.EXAMPLES
     )
@@ -180,7 +173,9 @@ def _add_prune(parser: argparse.ArgumentParser) -> None:
         default=Path("masks.safetensors"),
         help="where the masks go",
     )
-    _add_plot(results)
+    results.add_argument(
+        "--plot", type=Path, metavar="FILE", help="picture of the densities: .png, .svg or .pdf"
+    )
     parser.set_defaults(run=prune, refuse=parser.error)
 
 
@@ -191,18 +186,11 @@ def _pattern(text: str) -> Pattern:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _add_report(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("masks", type=Path, metavar="MASKS", help="a file that pxfast prune wrote")
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print JSON instead of the table")
-    form.add_argument("--csv", action="store_true", help="print CSV instead of the table")
-    _add_plot(parser)
-    parser.set_defaults(run=report)
-
-
-def _add_model(parser: argparse.ArgumentParser) -> None:
+def _add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """Declares the model's options; an optional model is an option itself."""
     group = parser.add_argument_group("model")
-    group.add_argument("model", metavar="MODEL", help=f"one of {MODEL_NAMES}")
+    name = "model" if required else "--model"
+    group.add_argument(name, metavar="MODEL", help=f"one of {MODEL_NAMES}")
     group.add_argument(
         "--model-arg",
         action="append",
@@ -228,11 +216,11 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_data(parser: argparse.ArgumentParser) -> None:
+def _add_data(parser: argparse.ArgumentParser, required: bool = True) -> None:
     group = parser.add_argument_group("data")
     group.add_argument(
         "--data",
-        required=True,
+        required=required,
         metavar="NAME",
         help=f"one of {DATA_NAMES}; the training part, nothing is downloaded",
     )
@@ -278,10 +266,4 @@ def _add_scoring(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--exclude", nargs="+", action="extend", metavar="GLOB", help="weights to leave alone"
-    )
-
-
-def _add_plot(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument(
-        "--plot", type=Path, metavar="FILE", help="picture of the densities: .png, .svg or .pdf"
     )
