@@ -49,7 +49,7 @@ def panels(report: Report) -> list[Panel]:
     ]
     if report.flops is not None:
         operations = Panel(
-            "FLOPs, before (light) and left (dark)",
+            "FLOPs (grey: before pruning)",
             lambda row: row.flops_kept or 0,
             count,
             behind=lambda row: row.flops or 0,
@@ -92,7 +92,7 @@ def plot(report: Report, path: str | os.PathLike[str], title: str | None = None)
         for panel, one in zip(drawn, axes, strict=True):
             _draw_columns(one, panel, rows)
         step = -(-len(rows) // _TICKS)
-        names = [shortened(row.name) for row in rows[::step]]
+        names = short_names(rows)[::step]
         axes[-1].set_xticks(range(0, len(rows), step), names, rotation=90, fontsize=7)
         axes[-1].set_xlim(-1, len(rows))
     figure.suptitle(title or _title(report), fontsize=10, color=_INK, x=0.01, ha="left")
@@ -118,12 +118,31 @@ def _title(report: Report) -> str:
     return f"{headline(report)} (grey line: all layers{zero})"
 
 
-def shortened(name: str, longest: int = _LONGEST) -> str:
-    """Returns a name without its middle where it is longer than so many characters."""
-    if len(name) <= longest:
-        return name
+def short_names(rows: Sequence[Row], longest: int = _LONGEST) -> list[str]:
+    """Returns names of at most so many characters.
+
+    If one is longer, all lose the parts that all share at either end, and then, where they are
+    still longer, their middle.
+    """
+    names = [row.name for row in rows]
+    if max(map(len, names)) > longest and len(names) > 1:
+        parts = [name.split(".") for name in names]
+        front = _shared(parts)
+        back = _shared([list(reversed(part[front:])) for part in parts])
+        names = [
+            "…" * (front > 0) + ".".join(part[front : len(part) - back]) + "…" * (back > 0)
+            for part in parts
+        ]
     head = (longest - 1) // 2
-    return f"{name[:head]}…{name[len(name) - (longest - 1 - head) :]}"
+    tail = longest - 1 - head
+    return [x if len(x) <= longest else f"{x[:head]}…{x[-tail:]}" for x in names]
+
+
+def _shared(parts: Sequence[Sequence[str]]) -> int:
+    """How many parts at the beginning are the same in all, leaving each at least one."""
+    most = min(map(len, parts)) - 1
+    same = (len({part[place] for part in parts}) == 1 for place in range(most))
+    return next((place for place, one in enumerate(same) if not one), most)
 
 
 def _draw_rows(axes: Axes, panel: Panel, rows: Sequence[Row]) -> None:
@@ -148,8 +167,7 @@ def _draw_rows(axes: Axes, panel: Panel, rows: Sequence[Row]) -> None:
 def _name_rows(axes: Sequence[Axes], rows: Sequence[Row]) -> None:
     """Names on the left, counts or marks on the right of all panels."""
     places = range(len(rows))
-    names = [shortened(row.name) for row in rows]
-    axes[0].set_yticks(places, names, fontsize=8)
+    axes[0].set_yticks(places, short_names(rows), fontsize=8)
     for one in axes[1:]:
         one.set_yticks(places, [""] * len(rows))
         one.tick_params(axis="y", length=0)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from pxfast import Masks, report
-from pxfast.report.figures import panels, shortened
+from pxfast.report.figures import panels, short_names
 from pxfast.report.layers import COLLAPSED, EMPTY_BRANCH, Report, Row
 
 
@@ -88,7 +88,7 @@ def test_every_quantity_has_its_panel(monkeypatch, tmp_path, layers):
             if panel.value(row):
                 assert shown[place] == pytest.approx(panel.value(row), rel=1e-12)
     labels = [one.get_xlabel() if along == 0 else one.get_ylabel() for one in axes[:3]]
-    assert labels == ["weights kept", "FLOPs, before (light) and left (dark)", "path mass"]
+    assert labels == ["weights kept", "FLOPs (grey: before pruning)", "path mass"]
 
 
 def test_empty_layers_are_crosses_in_the_colour_of_their_mark(monkeypatch, tmp_path):
@@ -122,14 +122,26 @@ def test_columns_name_few_enough_layers_to_read(monkeypatch, tmp_path):
     assert names == [f"blocks.{int(k)}.linear.weight" for k in positions]
 
 
-def test_long_names_lose_their_middle(monkeypatch, tmp_path):
+def named(*names: str) -> list[str]:
+    return short_names([Row(name, (1,), 1, 1) for name in names])
+
+
+def test_long_names_lose_what_all_share(monkeypatch, tmp_path):
+    form = "backbone.encoder.stages.{}.blocks.{}.attention.projection.output.weight"
+    names = [form.format(k // 30, k % 30) for k in range(300)]
+    assert named(*names)[31] == "…1.blocks.1…"
+    assert len(set(named(*names))) == 300
+    assert named("stem.weight", "head.weight") == ["stem.weight", "head.weight"]
+    assert named("x" * 50 + ".a.w", "y.a.w") == ["x" * 19 + "…" + "x" * 19 + "…", "y…"]
+    what = Masks({name: torch.ones(2, 2) for name in names})
+    labels = drawn(monkeypatch, tmp_path, what).axes[0].get_xticklabels()
+    assert [label.get_text() for label in labels] == named(*names)[::8]
+
+
+def test_long_names_lose_their_middle():
     name = "backbone.encoder.stages.3.blocks.17.attention.projection.output.weight"
-    assert shortened(name) == name[:19] + "…" + name[-20:]
-    assert len(shortened(name)) == 40
-    assert shortened("a" * 40) == "a" * 40
-    what = Masks({name: torch.ones(2, 2)})
-    (label,) = drawn(monkeypatch, tmp_path, what).axes[0].get_yticklabels()
-    assert label.get_text() == shortened(name)
+    assert named(name) == [name[:19] + "…" + name[-20:]]
+    assert named("a" * 40) == ["a" * 40]
 
 
 def test_the_axis_is_logarithmic_only_where_densities_differ_tenfold(monkeypatch, tmp_path):
