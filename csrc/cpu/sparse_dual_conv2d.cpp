@@ -67,7 +67,7 @@ struct Kernels {
     const int64_t kernel = call.kernel[0] * call.kernel[1], K = call.C * kernel;
     for (int64_t o = begin; o < end; ++o) {
       const uint8_t* const mask = call.mask + o * K;
-      int64_t kept = 0;
+      uint32_t kept = 0;
       for (int64_t i = 0; i < K; ++i) kept += mask[i] != 0;
       call.starts[o + 1] = kept;
       for (int64_t c = 0; kept > 0 && c < call.C; ++c) {
@@ -120,16 +120,24 @@ struct Kernels {
     const int64_t K = terms_of(call);
     const uint8_t* const mask = call.mask + o * K;
     const auto* const weight = static_cast<const element*>(call.weight) + o * K;
-    Terms* term = static_cast<Terms*>(call.scratch) + call.starts[o];
-    const auto list = [&](int64_t i) {
-      if (mask[i] != 0) *term++ = {call.offset[i], weight[i]};
-    };
+    Terms* const first = static_cast<Terms*>(call.scratch) + call.starts[o];
+    Terms* term = first;
+    const auto list =
+        [&](int64_t i) {  // the position only: weights come from memory, all on their way at once
+          __builtin_prefetch(weight + i);
+          (term++)->offset = int32_t(i);
+        };
     int64_t i = 0;
     for (uint64_t bytes; i + 8 <= K; i += 8) {
       std::memcpy(&bytes, mask + i, 8);
-      for (int j = 0; bytes != 0 && j < 8; ++j) list(i + j);
+      for (int j = 0; bytes != 0 && j < 8; ++j) {
+        if (mask[i + j] != 0) list(i + j);
+      }
     }
-    for (; i < K; ++i) list(i);
+    for (; i < K; ++i) {
+      if (mask[i] != 0) list(i);
+    }
+    for (Terms* t = first; t != term; ++t) *t = {call.offset[t->offset], weight[t->offset]};
   }
 
   // A worker's share of the ranges of positions, times blocks of outputs.
@@ -165,10 +173,19 @@ struct Kernels {
         if (!call.used[c]) continue;
         const auto* const value = static_cast<const element*>(call.value) + c * area;
         const auto* const path = static_cast<const element*>(call.path) + c * call.path_strides[1];
-        pack(to, cut.line, runs, count, &Run::value, value, g.x.stride);
-        pack(to + cut.to_path(), cut.line, runs, count, &Run::path, path, g.x.stride * call.path_strides[3]);
+        pack(to, cut.line, runs, count, &Run::value, value, g.x.stride, area);
+        pack(to + cut.to_path(), cut.line, runs, count, &Run::path, path, g.x.stride * call.path_strides[3],
+             call.path_strides[1]);
         to += 2 * cut.to_path();
       }
+    }
+  }
+
+  // Asks for the lines that these runs of an output will be written to.
+  static void fetch(const element* y, const element* path_out, const Run* runs, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) {
+      prefetch<1>(y + runs[i].value, runs[i].size);
+      prefetch<1>(path_out + runs[i].value, runs[i].size);
     }
   }
 
@@ -187,6 +204,7 @@ struct Kernels {
       const element bias = call.bias == nullptr ? 0 : static_cast<const element*>(call.bias)[o];
       element* const y = static_cast<element*>(call.y) + o * area;
       element* const path_out = static_cast<element*>(call.path_out) + o * area;
+      if (o + 1 < outputs.end) fetch(y + area, path_out + area, runs, count);
       element* const y_sums = whole ? y + runs[0].value : sums[0];
       element* const path_sums = whole ? path_out + runs[0].value : sums[1];
       kernel(vectors, packed, packed + cut.to_path(), list + call.starts[o], list + call.starts[o + 1], bias,

@@ -130,24 +130,46 @@ inline int64_t output_runs(const SparseDualConv2d& call, const Geometry& g, Rang
   return count;
 }
 
+// Copies `bytes` ≥ size in pieces of `size`; the last one may overlap the one before.
+template <int64_t size>
+[[gnu::always_inline]] inline void copy_pieces(char* to, const char* from, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += size)
+    std::memcpy(to + min(i, bytes - size), from + min(i, bytes - size), size);
+}
+
 template <class element>
 [[gnu::always_inline]] inline void copy(element* to, const element* from, int64_t n) {
-  constexpr int64_t L = lanes<element>;
-  if (n >= L) {  // the last vector may overlap the one before
-    for (int64_t i = 0; i < n; i += L) std::memcpy(to + min(i, n - L), from + min(i, n - L), vector_bytes);
-  } else {
-    for (int64_t i = 0; i < n; ++i) to[i] = from[i];
+  char* const t = reinterpret_cast<char*>(to);
+  const char* const f = reinterpret_cast<const char*>(from);
+  const int64_t bytes = n * sizeof(element);
+  if (bytes >= vector_bytes) {
+    copy_pieces<vector_bytes>(t, f, bytes);
+  } else if (bytes >= 32) {
+    copy_pieces<32>(t, f, bytes);
+  } else if (bytes >= 16) {
+    copy_pieces<16>(t, f, bytes);
+  } else if (bytes >= 8) {
+    copy_pieces<8>(t, f, bytes);
+  } else if (bytes > 0) {
+    std::memcpy(t, f, sizeof(element));
   }
 }
 
-// Packs one channel of one phase: zeros, and the runs.
+// Asks for the lines of n elements that will be read (0) or written (1).
+template <int write, class element>
+[[gnu::always_inline]] inline void prefetch(const element* p, int64_t n) {
+  for (int64_t i = 0; i < n; i += 64 / sizeof(element)) __builtin_prefetch(p + i, write);
+}
+
+// Packs one channel of one phase: zeros, and the runs. The next channel is `next` elements on.
 template <class element>
 inline void pack(element* to, int64_t size, const Run* runs, int64_t count, int64_t Run::* where,
-                 const element* from, int64_t step) {
+                 const element* from, int64_t step, int64_t next) {
   std::memset(to, 0, size * sizeof(element));
   for (int64_t i = 0; i < count; ++i) {
     const element* const source = from + runs[i].*where;
     element* const target = to + runs[i].packed;
+    prefetch<0>(source + next, runs[i].size * step);
     if (step == 1) {
       copy(target, source, runs[i].size);
     } else {
