@@ -18,7 +18,8 @@ Select = Callable[[Any], Any] | str | int | None
 def output_paths(
     result: Any, samples: int, select: Select
 ) -> list[tuple[PathSum, tuple[int, ...]]]:
-    """Path sums of the outputs, each with its full shape [N, …].
+    """Path sums of the outputs, each with its full shape [N, …]. A softmax over classes is left
+    off: paths end in its logits.
 
     Raises:
         DataError: no output depends on the input, or one lacks the dimension of samples.
@@ -27,20 +28,22 @@ def output_paths(
     ends = []
     for leaf in leaves:
         leaf.check_fresh()
-        if leaf.path is None or not leaf.value.is_floating_point():
+        if not leaf.value.is_floating_point() or (leaf.path is None and leaf.logits is None):
             continue
-        shape = tuple(leaf.value.shape)
+        path, shape = leaf.logits or (leaf.path, leaf.value.shape)
         if not shape or shape[0] != samples:
             raise DataError(
                 f"the model's output has shape {list(shape)} for {samples} samples; expected the "
                 "samples first. Select another output with output=, a key, an index or a function "
                 "of the model's result."
             )
-        ends.append((leaf.path, shape))
+        ends.append((path, tuple(shape)))
     if not ends:
+        ended = [leaf.ended for leaf in leaves if leaf.ended is not None]
+        why = f"{ended[0]} makes a gate tensor of it" if ended else "no path reaches it"
         raise DataError(
-            "the model's output does not depend on its input (no path reaches it). Select the "
-            "right output with output=, a key, an index or a function of the model's result."
+            f"the model's output does not depend on its input ({why}). Select the right output "
+            "with output=, a key, an index or a function of the model's result."
         )
     return ends
 

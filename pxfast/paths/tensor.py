@@ -41,6 +41,8 @@ class PathTensor(Tensor):
     opening: Opening | None = (
         None  # the activation it came out of, if only reshaped or scaled since
     )
+    ended: str | None = None  # the function that made a gate tensor of a path, here or before
+    logits: tuple[PathSum, torch.Size] | None = None  # what entered a softmax over classes
     own: int = 0  # this tensor's bit
     lineage: int = 0  # its own bit and those of all path tensors that it was computed from
     _version_seen: int
@@ -167,6 +169,8 @@ class Interpreter(TorchFunctionMode):
         for made in find_path_tensors((result,), {}):
             if made.own and made is not target:
                 continue  # the rule handed an operand through
+            if made.path is None and made.ended is None:
+                made.ended = next((x.ended for x in operands if x.ended is not None), None)
             self._count += 1
             made.lineage |= ancestors | 1 << self._count
             made.own = 1 << self._count

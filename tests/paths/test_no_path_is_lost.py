@@ -221,3 +221,50 @@ def test_gradients_inside_forward_are_refused():
 
     with pytest.raises(NoRuleError, match="backward was called while scoring"):
         pxfast.score(Net(differentiates), X)
+
+
+# ---- gate tensors ------------------------------------------------------------------------------
+
+
+class Squared(nn.Module):
+    """A squared ReLU in a residual branch, which the rules know as a gate tensor only."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.up, self.down, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+        self.function = function
+
+    def forward(self, x):
+        return self.head(x + self.down(self.function(F.relu(self.up(x)))))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [torch.square, lambda x: 2 * (x**2).flip(1), lambda x: nn.Dropout()(torch.exp(x)) - 1],
+)
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_a_gate_tensor_that_reaches_a_weight_is_an_error(function, criterion):
+    with pytest.raises(NoRuleError, match=r"makes a gate tensor.*reaches the weight down\.weight"):
+        pxfast.score(Squared(function), X, criterion=criterion)
+
+
+def test_an_output_that_is_a_gate_tensor_is_an_error_that_names_the_function():
+    model = nn.Sequential(Net(F.relu), nn.Softplus(), Exponential())
+    with pytest.raises(PxfastError, match=r"does not depend on its input \(torch\.exp makes"):
+        pxfast.score(model, X, masks={f"0.{name}": mask for name, mask in MASKS.items()})
+
+
+class Exponential(nn.Module):
+    def forward(self, x):
+        return torch.exp(x)
+
+
+@pytest.mark.parametrize("last", [nn.Softmax(1), nn.LogSoftmax(-1)])
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_a_softmax_over_classes_is_left_off(last, criterion):
+    masks = {f"0.{name}": mask for name, mask in MASKS.items()}
+    plain = nn.Sequential(Net(F.relu))
+    expected = pxfast.score(plain, X, criterion=criterion, masks=masks)
+    scores = pxfast.score(nn.Sequential(*plain, last), X, criterion=criterion, masks=masks)
+    for name in expected:
+        assert torch.equal(scores[name], expected[name]), name

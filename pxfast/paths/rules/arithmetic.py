@@ -17,9 +17,9 @@ from torch import Tensor
 from pxfast.errors import NoRuleError
 from pxfast.paths.network import Network
 from pxfast.paths.pathsum import PathSum, total
-from pxfast.paths.registry import rule, spellings
+from pxfast.paths.registry import full_name, rule, spellings
 from pxfast.paths.rules.activation import out_of_place
-from pxfast.paths.rules.linear import linear_path
+from pxfast.paths.rules.linear import applied, linear_path
 from pxfast.paths.side import Opening, Product
 
 
@@ -165,7 +165,7 @@ def sign(network: Network, func: Any, input: Any) -> Any:
 @rule(
     *spellings(
         "pow", "square", "sqrt", "rsqrt", "exp", "reciprocal", "norm", "var", "std", "log", "exp2",
-        "expm1", "log1p", "log_softmax", "logsumexp", "cos",
+        "expm1", "log1p", "logsumexp", "cos",
     ),
     torch.linalg.vector_norm, torch.linalg.norm, torch.var_mean, torch.std_mean,
     Tensor.__pow__, Tensor.__rpow__, Tensor.__rtruediv__, Tensor.__ipow__,
@@ -173,16 +173,23 @@ def sign(network: Network, func: Any, input: Any) -> Any:
 def gate_tensor(network: Network, func: Any, *args: Any, **kwargs: Any) -> Any:
     """Functions that only ever shape gates (norms written by hand): a value without a path."""
     value = network.value(out_of_place(func), *args, **kwargs)
-    if isinstance(value, Tensor):
-        return network.tensor(value, None)
-    return type(value)([network.tensor(v, None) for v in value])
+    if not isinstance(value, Tensor):
+        return type(value)([network.tensor(v, None) for v in value])
+    result = network.tensor(value, None)
+    result.ended = full_name(func)
+    return result
 
 
-@rule(*spellings("softmax"))
-def softmax(network: Network, func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
+@rule(*spellings("softmax", "log_softmax"))
+def softmax(
+    network: Network, func: Any, input: Any, dim: Any = None, *args: Any, **kwargs: Any
+) -> Any:
     """A gate tensor as well, and what it multiplies it opens (split attention)."""
-    result = network.tensor(network.value(func, input, *args, **kwargs), None)
-    return network.opened(result, "softmax", input)
+    value = network.value(func, input, dim, *args, **kwargs)
+    result = network.opened(network.tensor(value, None), "softmax", input)
+    if input.path is not None and isinstance(dim, int) and dim % value.dim() == 1:
+        result.logits = (input.path, value.shape)  # over classes, in case it is an output
+    return result
 
 
 @rule(*spellings("sum", "mean", "nansum", "nanmean"))
@@ -231,7 +238,7 @@ def matmul(network: Network, func: Any, input: Any, other: Any) -> Any:
             "expected a tensor with a path times a two-dimensional weight. Register a rule for "
             "the function around it with pxfast.rule."
         )
-    used = network.weights(other)
+    used = applied(network, input, other)
     value = network.value(torch.matmul, input, used.masked())
     return network.tensor(value, linear_path(network, input, used.transposed()))
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pxfast import ops
+from pxfast.errors import NoRuleError
 from pxfast.paths.network import Network
 from pxfast.paths.pathsum import PathSum
 from pxfast.paths.registry import rule
@@ -29,7 +30,7 @@ Ints = tuple[int, ...]
 @rule(F.linear)
 def linear(network: Network, func: Any, input: Any, weight: Any, bias: Any = None) -> Any:
     """y = x Wᵀ + b."""
-    used = network.weights(weight)
+    used = applied(network, input, weight)
     value = network.shaped(
         lambda: (*input.value.shape[:-1], weight.shape[0]),
         lambda x, bias: row_by_row(x, used, used.masked_rows, bias),
@@ -37,6 +38,19 @@ def linear(network: Network, func: Any, input: Any, weight: Any, bias: Any = Non
         bias,
     )
     return network.tensor(value, linear_path(network, input, used))
+
+
+def applied(network: Network, x: Any, weight: Any) -> Weight:
+    """The weight that is applied to x, which must not have lost its path on the way."""
+    used = network.weights(weight)
+    if x.path is None and x.ended is not None and used.source is not None:
+        raise NoRuleError(
+            f"{x.ended} makes a gate tensor, which carries no path, but its result reaches the "
+            f"weight {used.source.name} (in {network.weights.where()}), whose paths would be lost. "
+            f"If it is an activation there, put it into a function of its own and register a rule "
+            "for that with pxfast.rule."
+        )
+    return used
 
 
 def linear_path(network: Network, x: Any, weight: Weight) -> PathSum | None:
@@ -89,7 +103,7 @@ def convolution(
     groups: int = 1,
 ) -> Any:
     """Convolution of [N, C, *space] with W [O, C/groups, *kernel]."""
-    used = network.weights(weight)
+    used = applied(network, input, weight)
     dims = weight.dim() - 2
     path, shape = input.path, input.value.shape
     arguments = (stride, padding, dilation, groups)
@@ -136,7 +150,7 @@ def transposed_convolution(
     dilation: Any = 1,
 ) -> Any:
     """Transposed convolution of [N, C, *space] with W [C, O/groups, *kernel]."""
-    used = network.weights(weight)
+    used = applied(network, input, weight)
     dims = weight.dim() - 2
     arguments = (stride, padding, output_padding, groups, dilation)
     geometry = Convolution(
