@@ -64,8 +64,10 @@ class SideBranch:
         self.mass += float(product.mass)
         ell, exponent = product.opening.mantissa, product.opening.exponent
         value = float(ell.detach())
-        if value == 0 or not ell.requires_grad:
+        if not ell.requires_grad:
             return
+        if value == 0:  # a dead branch: its side rows score 0
+            exponent = self.exponent
         top = exponent if self.ell == 0 else larger(self.exponent, exponent)
         for buffer in self.scores.values():
             buffer.copy_(shifted(buffer, self.exponent - top))
@@ -81,8 +83,7 @@ class SideBranch:
 
     def settle(self, weights: Weights) -> None:
         """Add the scores, scaled so that a cut through the side branch totals the gated mass."""
-        if self.ell == 0:
-            return
+        share = self.mass / self.ell if self.ell else 0.0
         for name, scores in self.scores.items():
             main = weights.saliency.setdefault(name, torch.zeros_like(scores))
-            main.add_(scores, alpha=self.mass / self.ell)
+            main.add_(scores, alpha=share)

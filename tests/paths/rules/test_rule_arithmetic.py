@@ -225,6 +225,18 @@ def glu_in_reference(x: Tensor, one: nn.Module, two: nn.Module) -> Tensor:
     return one(x) * torch.sigmoid(two(x))
 
 
+class Dead(nn.Module):
+    """Squeeze-and-excite in a residual branch that a learned scale of 0 has switched off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.zeros(1))
+        self.excite = Excite(pooled, nn.ReLU(), torch.sigmoid)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.excite(x * self.gamma)
+
+
 def product(function: Callable[..., Any], expected: Callable[..., Any] | None = None) -> Case:
     return Case(
         lambda: Products(function), (4,), None if expected is None else lambda: Products(expected)
@@ -334,6 +346,7 @@ CASES = {
         lambda: nn.Sequential(nn.Linear(4, 6), Halves()),
     ),
     "squeeze-and-excite": excite(pooled, nn.ReLU(), torch.sigmoid),
+    "in a dead branch": Case(Dead, IMAGE),
     "with a hard sigmoid": excite(nn.AdaptiveAvgPool2d(1), nn.SiLU(), F.hardsigmoid),
     "with max-pooling": excite(nn.AdaptiveMaxPool2d(1), nn.ReLU(), torch.sigmoid),
     "without squeezing": excite(nn.Identity(), nn.GELU(), torch.sigmoid),
