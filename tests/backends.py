@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from emulated import build, kernels, select_kernels
+from emulated import build, gate_kernels, kernels, select_kernels
 from torch import Tensor
 
 from pxfast import _native
+from pxfast.reference.gate import GATES
 
 
 class Backend:
@@ -112,6 +113,30 @@ class Emulated(Backend):
         assert all((mask <= 1).all() for mask in masks)
         return [torch.from_numpy(mask).bool() for mask in masks]
 
+    def gate(
+        self,
+        z: Tensor,
+        path: Tensor,
+        kind: str,
+        a: float = 0.0,
+        b: float = 0.0,
+        value: Tensor | None = None,
+    ) -> Tensor:
+        sizes, narrow = _joined(z.shape, path.shape)
+        if len(sizes) > 3:
+            return self.gate(z, path.expand(z.shape), kind, a, b, value)
+        if z.numel() == 0:
+            return path.new_empty(z.shape)
+        z_in, path_in = _array(z), _array(path)
+        values = None if value is None else np.empty_like(z_in)
+        gated = gate_kernels.gate(
+            z_in.reshape(sizes), path_in.reshape(narrow), list(GATES).index(kind), a, b, values
+        )
+        if value is not None:
+            stored = torch.from_numpy(values).reshape(value.shape)
+            value.copy_(stored.view(value.dtype) if value.dtype == torch.bfloat16 else stored)
+        return torch.from_numpy(gated).reshape(z.shape)
+
 
 class Cuda(Backend):
     """The CUDA kernels on a GPU."""
@@ -160,6 +185,19 @@ def instruction_sets() -> list[str]:
 def _rows(tensor: Tensor) -> kernels.Array:
     """Leading dimensions flattened, contiguous."""
     return tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1]).contiguous().numpy()
+
+
+def _joined(shape: torch.Size, narrow: torch.Size) -> tuple[list[int], list[int]]:
+    """Both shapes with neighbours joined where both are wide or both narrow; three or more."""
+    sizes, paths = [], []
+    for size, path in zip(shape, narrow, strict=True):
+        if size > 1 and sizes and (path == 1) == (paths[-1] == 1):
+            sizes[-1], paths[-1] = sizes[-1] * size, paths[-1] * path
+        elif size > 1:
+            sizes.append(size)
+            paths.append(path)
+    missing = [1] * (3 - len(sizes))
+    return missing + sizes, missing + paths
 
 
 def _array(tensor: Tensor | None) -> kernels.Array | None:

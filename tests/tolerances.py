@@ -75,3 +75,20 @@ CANCELLING = 3 * 800 * 10**4 * _U64
 # One gate φ(z)/z or φ'(z) of size up to about 1: a handful of roundings, the rounding of special
 # functions (4 u each), and where it is 1 minus a quotient (tanhshrink) the rounding of that 1.
 GATE = {torch.float32: 16 * _U32, torch.float64: 16 * _U64}
+
+# The op `gate`, float32. Gates: the argument of an exponential is off by a few u of itself, and
+# where the gate is 1e-12 (its square 1e-24) that argument is about 28, so e^x is off by 28 · 4 u,
+# the rest by some 10 u; the square doubles it: 2 · (112 + 10)·u. Below a gate of 1e-12 its square
+# counts as 0: at most 1e-24 off. float64: the same in its u.
+GATE_OF_OP = {torch.float32: 250 * _U32, torch.float64: 250 * _U64}
+GATE_OF_OP_TINY = 1e-24
+
+# Its values: z times a gate that is off by 5 u of 1 at most where it is no small number (a
+# polynomial of degree 9, its fit 3 u, a quotient), one more rounding, and for a sum such as
+# z + 3 another; relative to |z|, or to 1 where the activation is bounded away from z (sigmoids).
+VALUE_OF_OP = {torch.float32: 8 * _U32, torch.float64: 8 * _U64}
+
+
+def stored(dtype: torch.dtype) -> float:
+    """Of rounding a value to 16 bits once, relative; 0 for dtypes that arithmetic is done in."""
+    return torch.finfo(dtype).eps / 2 if torch.finfo(dtype).bits == 16 else 0.0

@@ -199,7 +199,10 @@ def uses_vectors(name: str) -> bool:
     """Whether the kernel's template says that it accesses several elements at a time."""
     if re.match(r"(count_scores|count_equal|write_chunks)<", name):
         return True  # where arrays are aligned
-    form = r"few_tokens_\w+<\w+, (\d+),|add_planes<(\d+),|tiled_product<Tile<[^>]*>, (\d+),"
+    form = (
+        r"(?:few_tokens_\w+|gate_kernel)<\w+, (\d+),|add_planes<(\d+),"
+        r"|tiled_product<Tile<[^>]*>, (\d+),"
+    )
     found = re.match(form, name)
     return found is not None and next(group for group in found.groups() if group) != "1"
 

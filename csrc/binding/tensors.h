@@ -86,8 +86,8 @@ inline std::string text(const torch::stable::Device& device) {
 
 [[noreturn]] inline void fail(const std::string& message) { throw std::invalid_argument(message); }
 
-inline px::Dtype weight_dtype(const std::string& op, const Tensor& weight) {
-  switch (weight.scalar_type()) {
+inline px::Dtype element_dtype(const std::string& op, const char* name, const Tensor& t) {
+  switch (t.scalar_type()) {
     case ScalarType::Float:
       return px::Dtype::f32;
     case ScalarType::Double:
@@ -97,27 +97,34 @@ inline px::Dtype weight_dtype(const std::string& op, const Tensor& weight) {
     case ScalarType::Half:
       return px::Dtype::f16;
     default:
-      fail(op + ": weight must be float32, float64, bfloat16 or float16, got " + text(weight.scalar_type()));
+      fail(op + ": " + name + " must be float32, float64, bfloat16 or float16, got " + text(t.scalar_type()));
   }
+}
+
+inline px::Dtype weight_dtype(const std::string& op, const Tensor& weight) {
+  return element_dtype(op, "weight", weight);
 }
 
 inline ScalarType path_type(const Tensor& weight) {
   return weight.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-inline void check_device(const std::string& op, const char* name, const Tensor& t, const Tensor& weight) {
-  if (t.device() != weight.device()) {
-    fail(op + ": " + name + " must be on weight's device " + text(weight.device()) + ", got " +
+// `other` is what `t` has to go with: the weight, or whatever `its_name` says.
+inline void check_device(const std::string& op, const char* name, const Tensor& t, const Tensor& other,
+                         const char* its_name = "weight") {
+  if (t.device() != other.device()) {
+    fail(op + ": " + name + " must be on " + its_name + "'s device " + text(other.device()) + ", got " +
          text(t.device()));
   }
 }
 
-inline void check_path(const std::string& op, const char* name, const Tensor& t, const Tensor& weight) {
-  if (t.scalar_type() != path_type(weight)) {
-    fail(op + ": " + name + " must be " + text(path_type(weight)) + " where weight is " +
-         text(weight.scalar_type()) + ", got " + text(t.scalar_type()));
+inline void check_path(const std::string& op, const char* name, const Tensor& t, const Tensor& other,
+                       const char* its_name = "weight") {
+  if (t.scalar_type() != path_type(other)) {
+    fail(op + ": " + name + " must be " + text(path_type(other)) + " where " + its_name + " is " +
+         text(other.scalar_type()) + ", got " + text(t.scalar_type()));
   }
-  check_device(op, name, t, weight);
+  check_device(op, name, t, other, its_name);
 }
 
 inline void check_weight_shape(const std::string& op, const char* name, const Tensor& t,

@@ -4,6 +4,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "gate.h"
 #include "select_threshold.h"
 #include "sparse_dual_conv2d.h"
 #include "squared_linear.h"
@@ -61,6 +62,11 @@ const char* name(Isa isa) {
 
 const SparseDualConv2dKernels& sparse_dual_conv2d() {
   static constexpr const SparseDualConv2dKernels* kernels[] = PX_KERNELS(sparse_dual_conv2d);
+  return *kernels[static_cast<int>(isa())];
+}
+
+const GateKernels& gate() {
+  static constexpr const GateKernels* kernels[] = PX_KERNELS(gate);
   return *kernels[static_cast<int>(isa())];
 }
 

@@ -145,6 +145,30 @@ using Words = VectorOf<uint32_t, lanes<float>>::type;
   return (Vec<float>)(all | (bits & 0x8000) << 16);
 }
 
+// The other way: the first n values rounded to what is stored, to the nearest and in a tie to the even one.
+[[gnu::always_inline]] inline void store_values(float* p, const Vec<float>& v, int64_t n) { store(p, v, n); }
+
+[[gnu::always_inline]] inline void store_values(double* p, const Vec<double>& v, int64_t n) {
+  store(p, v, n);
+}
+
+[[gnu::always_inline]] inline void store_values(bf16* p, const Vec<float>& v, int64_t n) {
+  const Words bits = (Words)v, rounded = bits + 0x7fff + (bits >> 16 & 1);
+  store(p, __builtin_convertvector((v == v ? rounded : bits | 0x400000) >> 16, Halves), n);
+}
+
+[[gnu::always_inline]] inline void store_values(f16* p, const Vec<float>& v, int64_t n) {
+  const Words bits = (Words)v, magnitude = bits & 0x7fffffff;
+  const Words rounded = magnitude + 0xfff + (magnitude >> 13 & 1);
+  const Words normal = (rounded >> 13) - (112 << 10);                  // float's exponent bias less half's
+  const Vec<float> units = (Vec<float>)magnitude * 0x1p24f + 0x1p23f;  // an integer in the lowest bits
+  const Words tiny = (Words)units & 0x7ff;
+  const Words finite = magnitude < (113u << 23) ? tiny : normal;
+  const Words large = magnitude > (255u << 23) ? 0x7e00u + Words{} : 0x7c00u + Words{};  // NaN, infinity
+  const Words all = rounded < (143u << 23) ? finite : large;
+  store(p, __builtin_convertvector(all | (bits >> 16 & 0x8000), Halves), n);
+}
+
 // w², or 0 where the mask is 0 whatever w holds. `i` is the position in the weight, `n` how many are left in
 // its row.
 template <class weight>

@@ -79,6 +79,19 @@ __device__ inline T* in_global(T* address) {
   return address;
 }
 
+// Arithmetic to storage, rounded to the nearest.
+template <class T>
+__device__ inline T narrow(
+    std::type_identity_t<std::conditional_t<std::is_same_v<T, double>, double, float>> v) {
+  if constexpr (std::is_same_v<T, bf16>) {
+    return __float2bfloat16(v);
+  } else if constexpr (std::is_same_v<T, f16>) {
+    return __float2half(v);
+  } else {
+    return v;
+  }
+}
+
 // N neighbouring elements, read or written in one access. The address must be a multiple of the size.
 template <class T, int N>
 struct alignas(N * sizeof(T)) Pack {

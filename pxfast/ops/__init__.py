@@ -1,5 +1,6 @@
 """What native kernels compute; each op has a twin of the same name in `pxfast.reference`."""
 
+from pxfast.ops.gate import gate
 from pxfast.ops.select_threshold import Bins, Threshold, narrow, score_histogram, select_threshold
 from pxfast.ops.sparse_dual_conv2d import sparse_dual_conv2d, sparse_dual_conv2d_pays
 from pxfast.ops.squared_linear import squared_linear, squared_linear_backward
@@ -8,6 +9,7 @@ from pxfast.ops.write_masks import write_masks
 __all__ = [
     "Bins",
     "Threshold",
+    "gate",
     "narrow",
     "score_histogram",
     "select_threshold",

@@ -9,6 +9,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "cases.h"
 #include "small_cut.h"
 
 #ifndef CASES_WEIGHTS
@@ -17,7 +18,6 @@
 
 namespace {
 
-using px::cuda::bf16;
 using px::cuda::SmallCut;
 
 struct Case {
@@ -47,53 +47,6 @@ constexpr Case kCases[] = {
     {9, 64, 0, false, true, true},
     {12, 0, 8, false, true, true},
 };
-
-unsigned random_bits() {
-  static unsigned state = 7;
-  return (state = state * 1664525u + 1013904223u) >> 8;
-}
-
-bool failed = false;
-
-template <class T>
-constexpr const char* kName = std::is_same_v<T, float>  ? "f32"
-                              : std::is_same_v<T, bf16> ? "bf16"
-                                                        : "f64";
-
-// Memory that starts on or just off a 64-byte boundary, and ends where AddressSanitizer sees the next byte.
-template <class T>
-class Array {
- public:
-  Array(int64_t count, bool aligned) : offset_(aligned ? 0 : 1) {
-    const size_t bytes = static_cast<size_t>(count + offset_) * sizeof(T);
-    if (posix_memalign(&memory_, 64, bytes ? bytes : 1) != 0) std::abort();
-  }
-  ~Array() { std::free(memory_); }
-  Array(const Array&) = delete;
-  T* data() { return static_cast<T*>(memory_) + offset_; }
-  T& operator[](int64_t i) { return data()[i]; }
-
- private:
-  void* memory_ = nullptr;
-  int64_t offset_;
-};
-
-template <class T>
-T stored(float v) {
-  if constexpr (std::is_same_v<T, bf16>) {
-    uint32_t bits;
-    std::memcpy(&bits, &v, sizeof bits);
-    return {static_cast<uint16_t>(bits >> 16)};
-  } else {
-    return static_cast<T>(v);
-  }
-}
-
-template <class T>
-void fill(Array<T>& a, int64_t count) {
-  for (int64_t i = 0; i < count; ++i)
-    a[i] = stored<T>(0.1f + 0.9f * 0x1p-24f * static_cast<float>(random_bits()));
-}
 
 // Every term is positive, so a relative error bounds every single sum. 2^-23 (2^-52) for each of the at most
 // 300 terms.

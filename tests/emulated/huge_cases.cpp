@@ -1,4 +1,4 @@
-// squared_linear on arrays of more than 2^31 elements, in memory that is reserved but not there until it is
+// The kernels on arrays of more than 2^31 elements, in memory that is reserved but not there until it is
 // touched. Of every launch the last block runs alone: it works at the largest offsets.
 //   huge_cases
 #include <sys/mman.h>
@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "cuda/gate.cuh"
 #include "small_cut.h"
 
 namespace {
@@ -54,10 +55,23 @@ void run(int64_t T, int64_t O, int64_t K) {
   expect("saliency", T, saliency[last], 60);
 }
 
+// Zeros but the last entry: leaky_relu of −3 with slope 2, and 5 · 2².
+void run_gate(int64_t A, int64_t K) {
+  const int64_t last = A * K - 1;
+  float *z = reserve<float>(A * K), *path = reserve<float>(A * K), *gated = reserve<float>(A * K);
+  z[last] = -3, path[last] = 5;
+  px::cuda::launch_gate(
+      {z, path, z, gated, A, 1, K, K, 0, 1, px::Activation::leaky_relu, 2, 0, px::Dtype::f32}, nullptr);
+  expect("value", A, z[last], -6);
+  expect("gated", A, gated[last], 20);
+}
+
 }  // namespace
 
 int main() {
   emulated::schedule.last_block_only = true;
+  run_gate(1, (int64_t{1} << 31) + 6);
+  run_gate((int64_t{1} << 31) / 64 + 1, 64);
   run(1, (int64_t{1} << 31) / 64 + 1, 64);   // few tokens: the weight
   run(9, (int64_t{1} << 31) / 64 + 4, 64);   // tiles: the weight
   run((int64_t{1} << 31) / 64 + 1, 64, 64);  // tiles: the path sums

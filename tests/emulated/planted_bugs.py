@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from emulated.build import Change, Program
 
 TILE, OP, DEVICE = "cuda/tile.cuh", "cuda/squared_linear.cuh", "cuda/device.cuh"
+GATE = "cuda/gate.cuh"
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,32 @@ BUGS = (
     Bug(
         "an offset in 32 bits",
         Change(OP, "const uint8_t* masks, int64_t at)", "const uint8_t* masks, int at)"),
+        FAILURE,
+        source="huge_cases.cpp",
+    ),
+    Bug(
+        "the end of a row taken for a whole vector",
+        Change(GATE, "if (k + kVector <= g.K)", "if (k < g.K)"),
+        r"heap-buffer-overflow|misaligned address",
+        check="address",
+        source="gate_cases.cpp",
+    ),
+    Bug(
+        "vectors although rows are not aligned",
+        Change(GATE, "(rows == 1 || fits(g.K)) && narrow", "narrow"),
+        r"misaligned address",
+        check="address",
+        source="gate_cases.cpp",
+    ),
+    Bug(
+        "path sums of another sample",
+        Change(GATE, "from = a * g.stride_a + ", "from = "),
+        WRONG,
+        source="gate_cases.cpp",
+    ),
+    Bug(
+        "a position in 32 bits",
+        Change(GATE, "at = row * g.K + k,", "at = static_cast<int>(row * g.K + k),"),
         FAILURE,
         source="huge_cases.cpp",
     ),

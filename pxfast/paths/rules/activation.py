@@ -2,7 +2,7 @@
 is open.
 
 The gate of φ with φ(0) = 0 is φ(z)/z, computed from z directly (φ'(0) at z = 0); of any other φ it
-is φ'(z).
+is φ'(z). The common ones are an op of their own, value and path in one read (`pxfast.ops.gate`).
 """
 
 from __future__ import annotations
@@ -14,32 +14,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pxfast import ops
+from pxfast.ops.gate import PATH_DTYPE
 from pxfast.paths.network import Network
-from pxfast.paths.registry import rule, spellings
+from pxfast.paths.pathsum import PathSum
+from pxfast.paths.registry import in_place_target, rule, spellings
+from pxfast.reference.gate import GATES, divided
 
 Gate = Callable[..., Tensor]
-
-
-def _divided(numerator: Tensor, z: Tensor, at_zero: float | Tensor) -> Tensor:
-    """numerator / z, with its limit where z = 0."""
-    zero = z == 0
-    limit = at_zero if isinstance(at_zero, Tensor) else torch.full_like(z, at_zero)
-    return torch.where(zero, limit, numerator / torch.where(zero, torch.ones_like(z), z))
-
-
-def _leaky(z: Tensor, slope: float) -> Tensor:
-    return torch.where(z > 0, torch.ones_like(z), torch.full_like(z, slope))
-
-
-def _elu(z: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
-    return torch.where(z > 0, 1.0, alpha * _divided(torch.expm1(z.clamp(max=0)), z, 1.0))
+Kind = tuple[str, float, float]  # of the op: its name and its two parameters
 
 
 def _celu(z: Tensor, alpha: float = 1.0, inplace: bool = False) -> Tensor:
     return torch.where(
         z > 0,
         1.0,
-        alpha * _divided(torch.expm1(z.clamp(max=0) / alpha), z, 1.0 / alpha),
+        alpha * divided(torch.expm1(z.clamp(max=0) / alpha), z, 1.0 / alpha),
     )
 
 
@@ -50,77 +40,57 @@ SELU_SCALE, SELU_ALPHA = (
 
 
 def _selu(z: Tensor, inplace: bool = False) -> Tensor:
-    return SELU_SCALE * _elu(z, SELU_ALPHA)
-
-
-def _gelu(z: Tensor, approximate: str = "none") -> Tensor:
-    if approximate == "tanh":
-        return 0.5 * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (z + 0.044715 * z**3)))
-    return torch.special.ndtr(z)
-
-
-def _hardtanh(
-    z: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
-) -> Tensor:
-    inside = (z > min_val) & (z < max_val)
-    if min_val > 0 or max_val < 0:  # not 0 at 0: the slope
-        return inside.to(z.dtype)
-    return torch.where(inside, 1.0, _divided(z.clamp(min_val, max_val), z, 0.0))
+    return SELU_SCALE * GATES["elu"](z, SELU_ALPHA, 0.0)
 
 
 def _softshrink(z: Tensor, lambd: float = 0.5) -> Tensor:
-    return _divided(F.softshrink(z, lambd), z, 0.0)
+    return divided(F.softshrink(z, lambd), z, 0.0)
 
 
 def _threshold(z: Tensor, threshold: float, value: float, inplace: bool = False) -> Tensor:
     if value and threshold >= 0:  # not 0 at 0: the slope
         return (z > threshold).to(z.dtype)
-    return torch.where(z > threshold, 1.0, _divided(torch.full_like(z, value), z, 0.0))
+    return torch.where(z > threshold, 1.0, divided(torch.full_like(z, value), z, 0.0))
 
 
+def _hardtanh(min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Kind:
+    return "hardtanh", min_val, max_val
+
+
+# What the op computes, from the arguments of the torch function.
+FUSED: dict[str, Callable[..., Kind]] = {
+    "relu": lambda inplace=False: ("relu", 0.0, 0.0),
+    "relu6": lambda inplace=False: _hardtanh(0.0, 6.0),
+    "hardtanh": _hardtanh,
+    "leaky_relu": lambda negative_slope=0.01, inplace=False: ("leaky_relu", negative_slope, 0.0),
+    "elu": lambda alpha=1.0, inplace=False: ("elu", alpha, 0.0),
+    "gelu": lambda approximate="none": ("gelu_tanh" if approximate == "tanh" else "gelu", 0.0, 0.0),
+    "silu": lambda inplace=False: ("silu", 0.0, 0.0),
+    "mish": lambda inplace=False: ("mish", 0.0, 0.0),
+    "hardswish": lambda inplace=False: ("hardswish", 0.0, 0.0),
+    "tanh": lambda: ("tanh", 0.0, 0.0),
+    "sigmoid": lambda: ("sigmoid", 0.0, 0.0),
+    "hardsigmoid": lambda inplace=False: ("hardsigmoid", 0.0, 0.0),
+}
 # φ(0) = 0: φ(z)/z
 RATIO: dict[str, Gate] = {
-    "relu6": lambda z, inplace=False: _hardtanh(z, 0.0, 6.0),
-    "hardtanh": _hardtanh,
-    "leaky_relu": lambda z, negative_slope=0.01, inplace=False: _leaky(z, negative_slope),
-    "elu": _elu,
     "selu": _selu,
     "celu": _celu,
-    "gelu": _gelu,
-    "silu": lambda z, inplace=False: torch.sigmoid(z),
-    "mish": lambda z, inplace=False: torch.tanh(F.softplus(z)),
-    "hardswish": lambda z, inplace=False: F.hardsigmoid(z),
-    "tanh": lambda z: _divided(torch.tanh(z), z, 1.0),
-    "atan": lambda z: _divided(torch.atan(z), z, 1.0),
-    "sin": lambda z: _divided(torch.sin(z), z, 1.0),
-    "erf": lambda z: _divided(torch.erf(z), z, 2 / torch.pi**0.5),
+    "atan": lambda z: divided(torch.atan(z), z, 1.0),
+    "sin": lambda z: divided(torch.sin(z), z, 1.0),
+    "erf": lambda z: divided(torch.erf(z), z, 2 / torch.pi**0.5),
     "softsign": lambda z: 1 / (1 + z.abs()),
-    "tanhshrink": lambda z: 1 - _divided(torch.tanh(z), z, 1.0),
+    "tanhshrink": lambda z: 1 - divided(torch.tanh(z), z, 1.0),
     "hardshrink": lambda z, lambd=0.5: (z.abs() > lambd).to(z.dtype),
     "softshrink": _softshrink,
 }
 # φ(0) ≠ 0: φ'(z)
 SLOPE: dict[str, Gate] = {
-    "sigmoid": lambda z: torch.sigmoid(z) * torch.sigmoid(-z),
-    "hardsigmoid": lambda z, inplace=False: ((z > -3) & (z < 3)).to(z.dtype) / 6,
     "softplus": lambda z, beta=1.0, threshold=20.0: torch.where(
         beta * z > threshold, 1.0, torch.sigmoid(beta * z)
     ),
     "logsigmoid": lambda z: torch.sigmoid(-z),
 }
-
-
-@rule(*spellings("relu"))
-def relu(network: Network, func: Any, input: Any, inplace: bool = False) -> Any:
-    """The gate is open where the output is positive. Computed in place where the model does so."""
-    value = network.entrywise(func, input, **({"inplace": True} if inplace else {}))
-    path = input.path
-    if path is not None and network.gates:
-        # One read of value and path, without a tensor of gates between. `data` has a version of its
-        # own: an in-place operation of the model that comes later leaves what is saved here alone.
-        like = value.data.to(network.dtype)
-        path = path.map(lambda m: torch.ops.aten.threshold_backward(m, like, 0))
-    return network.opened(network.tensor(value, path), "relu", input)
 
 
 def _gated(name: str, gate: Gate) -> Callable[..., Any]:
@@ -135,6 +105,37 @@ def _gated(name: str, gate: Gate) -> Callable[..., Any]:
     return activation
 
 
+def _fused(name: str, kind_of: Callable[..., Kind]) -> Callable[..., Any]:
+    """Value and path by the op, in one read; in place where the model asks for it, unless the
+    backward will need z again. Nothing else writes to z: it is saved without its version."""
+
+    def gate(z: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        kind, a, b = kind_of(*args, **kwargs)
+        return GATES[kind](z, a, b)
+
+    apart = _gated(name, gate)
+
+    def activation(network: Network, func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
+        z, path = input.value, input.path
+        if path is None or not _goes_with(z, path.mantissa) or not network.gates:
+            return apart(network, func, input, *args, **kwargs)
+        inplace = in_place_target(func, (input, *args), kwargs) is not None
+        inplace = inplace and not network.differentiate
+        kind = kind_of(*args, **kwargs)
+        value, gated = ops.gate(z if inplace else z.data, path.mantissa, *kind, inplace=inplace)
+        result = network.tensor(value, PathSum(gated, path.exponent))
+        return network.opened(result, name, input)
+
+    return activation
+
+
+def _goes_with(z: Tensor, mantissa: Tensor) -> bool:
+    """Whether the op takes the two: not where there are only shapes, or float64 beside float32."""
+    return not mantissa.is_meta and PATH_DTYPE.get(z.dtype) == mantissa.dtype
+
+
+for _name, _kind in FUSED.items():
+    rule(*spellings(_name))(_fused(_name, _kind))
 for _name, _gate in {**RATIO, **SLOPE}.items():
     rule(*spellings(_name))(_gated(_name, _gate))
 
@@ -183,7 +184,9 @@ def rrelu(
     """In evaluation, a leaky ReLU of the mean slope."""
     path = network.gated(
         input,
-        lambda: _leaky(input.value.to(network.dtype), (lower + upper) / 2).square(),
+        lambda: GATES["leaky_relu"](
+            input.value.to(network.dtype), (lower + upper) / 2, 0.0
+        ).square(),
     )
     result = network.tensor(network.entrywise(F.rrelu, input, lower, upper, False), path)
     return network.opened(result, "rrelu", input)
@@ -204,7 +207,7 @@ def clamp(network: Network, func: Any, input: Any, *args: Any, **kwargs: Any) ->
 
         tiny = torch.finfo(z.dtype).tiny
         through_zero = (phi(tiny) == tiny) & (phi(-tiny) == -tiny)
-        ratio = _divided(y, z, through_zero.to(z.dtype).expand_as(z))
+        ratio = divided(y, z, through_zero.to(z.dtype).expand_as(z))
         return torch.where(phi(0.0) == 0, ratio, (y == z).to(z.dtype)).square()
 
     return network.opened(network.tensor(value, network.gated(input, squared_gate)), "clamp", input)

@@ -39,3 +39,22 @@ inline float __half2float(__half v) {
     magnitude = std::ldexp(static_cast<float>(1024 + fraction), exponent - 25);
   return v.bits >> 15 ? -magnitude : magnitude;
 }
+
+// To the nearest, in a tie to the even one.
+inline __nv_bfloat16 __float2bfloat16(float v) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &v, sizeof bits);
+  if (std::isnan(v)) return {0x7fff};
+  return {static_cast<std::uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+
+inline __half __float2half(float v) {
+  const std::uint16_t sign = std::signbit(v) ? 0x8000 : 0;
+  if (std::isnan(v)) return {0x7fff};
+  int exponent = 0;  // |v| = fraction · 2^exponent with a fraction from 1/2 to 1
+  const float magnitude = std::fabs(v), fraction = std::frexp(magnitude, &exponent);
+  if (magnitude >= 65520) return {static_cast<std::uint16_t>(sign | 0x7c00)};
+  if (magnitude < 0x1p-14f) return {static_cast<std::uint16_t>(sign | std::lrint(std::ldexp(magnitude, 24)))};
+  const long digits = std::lrint(std::ldexp(fraction, 11));  // from 1024 to 2048, which carries over
+  return {static_cast<std::uint16_t>(sign | (((exponent + 14) << 10) + digits - 1024))};
+}

@@ -1,0 +1,144 @@
+"""An activation as path sums see it: the value goes on, and the path times the squared gate.
+
+Path sums are float64 where z is, and float32 otherwise (float32, bfloat16 and float16). They are
+*narrow*: along a dimension on which they do not depend, their size is 1. csrc/gate.h is the
+kernels' contract.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pxfast.ops._declare import declare
+from pxfast.reference import gate as reference
+
+PATH_DTYPE = {
+    torch.float32: torch.float32,
+    torch.float64: torch.float64,
+    torch.bfloat16: torch.float32,
+    torch.float16: torch.float32,
+}
+
+
+def gate(
+    z: Tensor, path: Tensor, kind: str, a: float = 0.0, b: float = 0.0, *, inplace: bool = False
+) -> tuple[Tensor, Tensor]:
+    """φ(z) and path · gate(z)², in one read of both.
+
+    The gate is φ(z)/z, with its limit φ'(0) at z = 0 (ReLU: 0); for sigmoid and hardsigmoid, and a
+    hardtanh whose bounds leave 0 out, it is φ'(z). Differentiable by path, to any order; z is data.
+
+    z in any dense memory format (contiguous, channels_last) is read as it lies, and so is a path in
+    the same format. Other strides cost a copy: of z, of path, and of the value that goes back.
+
+    Args:
+        z: what the activation gets, any shape; float32, float64, bfloat16 or float16.
+        path: path sums, float32 (float64 for a float64 z), z's shape or 1 in some dimensions.
+        kind: relu, hardtanh (bounds a and b), leaky_relu (slope a), elu (α = a), gelu, gelu_tanh,
+            silu, hardswish, mish, tanh, sigmoid or hardsigmoid.
+        a: first parameter of the activation.
+        b: second parameter of the activation.
+        inplace: write the value into z.
+
+    Returns:
+        The value, z's dtype, and the gated path, path's dtype; both have z's shape.
+
+    Raises:
+        ValueError: shapes, dtypes or devices do not fit, the kind is unknown, or z requires grad.
+
+    Example:
+        >>> value, gated = gate(torch.tensor([-1.0, 2.0]), torch.tensor([3.0]), "leaky_relu", 0.5)
+        >>> value, gated
+        (tensor([-0.5000,  2.0000]), tensor([0.7500, 3.0000]))
+    """
+    if torch.is_grad_enabled() and z.requires_grad:
+        raise ValueError("gate: z must not require grad, the gate is data: pass z.detach()")
+    value = z if inplace else torch.empty_like(z)
+    if torch.is_grad_enabled() and path.requires_grad:
+        gated = _Differentiable.apply(z, path, kind, a, b, value)
+    else:
+        gated = torch.ops.pxfast.gate(z, path, kind, a, b, value)
+    if inplace:
+        torch.autograd.graph.increment_version(z)
+    return value, gated
+
+
+class _Differentiable(torch.autograd.Function):
+    """gated as a linear function of path; the gate is computed again where it is needed again."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, z: Tensor, path: Tensor, kind: str, a: float, b: float, value: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(z)
+        ctx.narrow, ctx.activation = path.shape, (kind, a, b)
+        return torch.ops.pxfast.gate(z, path, kind, a, b, value)
+
+    @staticmethod
+    def backward(ctx: Any, dgated: Tensor) -> Any:  # type: ignore[override]
+        """dpath = dgated · gate(z)², summed where path was narrow."""
+        (z,) = ctx.saved_tensors
+        if dgated.requires_grad:
+            dpath = _Differentiable.apply(z, dgated, *ctx.activation, None)
+        else:
+            dpath = torch.ops.pxfast.gate(z, dgated, *ctx.activation, None)
+        return None, dpath.sum_to_size(ctx.narrow), None, None, None, None
+
+
+def _fake(
+    z: Tensor,
+    path: Tensor,
+    kind: str,
+    a: float = 0.0,
+    b: float = 0.0,
+    value: Tensor | None = None,
+) -> Tensor:
+    """Raise ValueError unless the arguments fit; csrc/binding says the same, word for word."""
+    if z.dtype not in PATH_DTYPE:
+        raise ValueError(
+            f"gate: z must be float32, float64, bfloat16 or float16, got {_name(z.dtype)}"
+        )
+    full, narrow = list(z.shape), list(path.shape)
+    if len(full) != len(narrow) or any(
+        n not in (1, size) for size, n in zip(full, narrow, strict=True)
+    ):
+        raise ValueError(
+            f"gate: path must have z's shape {full}, or 1 in some dimensions, got {narrow}"
+        )
+    if path.dtype != PATH_DTYPE[z.dtype]:
+        raise ValueError(
+            f"gate: path must be {_name(PATH_DTYPE[z.dtype])} where z is {_name(z.dtype)}, "
+            f"got {_name(path.dtype)}"
+        )
+    _check_device("path", path, z)
+    if value is not None:
+        if value.shape != z.shape:
+            raise ValueError(f"gate: value must have z's shape {full}, got {list(value.shape)}")
+        if value.dtype != z.dtype:
+            raise ValueError(
+                f"gate: value must have z's dtype {_name(z.dtype)}, got {_name(value.dtype)}"
+            )
+        _check_device("value", value, z)
+    if kind not in reference.GATES:
+        raise ValueError(f"gate: kind must be one of {', '.join(reference.GATES)}, got '{kind}'")
+    return torch.empty_like(z, dtype=path.dtype)
+
+
+def _check_device(name: str, tensor: Tensor, z: Tensor) -> None:
+    if tensor.device != z.device:
+        raise ValueError(f"gate: {name} must be on z's device {z.device}, got {tensor.device}")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+declare(
+    "gate(Tensor z, Tensor path, str kind, float a=0.0, float b=0.0, Tensor(a!)? value=None)"
+    " -> Tensor",
+    fake=_fake,
+    reference=reference.gate,
+)
