@@ -22,9 +22,9 @@ from tqdm import tqdm
 import pxfast
 from bench._machine import ROOT, machine
 from bench._result import Result
-from bench._training import train
 from pxfast.data import digits
 from pxfast.reference import official
+from pxfast.training import train_and_test
 
 FINISHED = ROOT / "build" / "quality.partial.jsonl"
 Run = dict[str, object]
@@ -65,7 +65,7 @@ def measure(arguments: argparse.Namespace) -> Result:
         },
         rows=[_row(method, runs) for method in arguments.methods],
         notes=[
-            "Accuracy on the test part, after the last epoch of bench/_training.py's recipe; ± is "
+            "Accuracy on the test part, after the last epoch of pxfast.training's recipe; ± is "
             "the standard deviation over seeds. Chance is 10%.",
             "official is the last version of the paper's code (docs/method.md, section 8). When it "
             "has emptied a layer all scores are 0, and it then removes every weight.",
@@ -122,9 +122,7 @@ def _run(method: str, seed: int, density: float, rounds: int, size: int, epochs:
     if masks:
         kept = pxfast.Masks(masks).density
         pxfast.Masks(masks).apply_(model)
-    accuracy = train(
-        model, train_set, test_set, seed=seed, epochs=epochs, title=f"{method}, seed {seed}"
-    )
+    accuracy = train_and_test(model, train_set, test_set, epochs=epochs, lr=0.1, seed=seed)
     return {"accuracy": accuracy, "density": kept, "prune_seconds": seconds}
 
 

@@ -22,10 +22,7 @@ import torch
 
 import pxfast
 from pxfast.data import digits
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from bench._training import train
+from pxfast.training import train_and_test
 
 DENSITY = 0.02
 SEED = 0
@@ -57,14 +54,7 @@ def main() -> None:
     }
     train_set, test_set = digits(train=True), digits(train=False)
     accuracies = {
-        name: train(
-            model,
-            train_set,
-            test_set,
-            epochs=arguments.epochs,
-            seed=SEED,
-            title=f"training {name}",
-        )
+        name: train_and_test(model, train_set, test_set, epochs=arguments.epochs, lr=0.1, seed=SEED)
         for name, model in candidates.items()
     }
 

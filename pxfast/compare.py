@@ -95,7 +95,7 @@ class Comparison:
         density: Fraction of the weights that was to be kept.
         reference: The criterion whose masks the others are compared with.
         weights: Number of weights that could be pruned.
-        dense_accuracy: In percent, of the unpruned model after the same training.
+        dense_accuracy: In percent, of the unpruned model after the same training; None without it.
     """
 
     entries: tuple[Entry, ...]
@@ -106,11 +106,11 @@ class Comparison:
 
     def table(self) -> str:
         """One row per criterion, as plain text."""
-        trained = self.dense_accuracy is not None
+        trained = any(entry.accuracy is not None for entry in self.entries)
         head = ["criterion", "rounds", "seconds", "density", "empty layers", "lowest layer"]
         head += ["median layer", f"overlap {self.reference}"] + ["accuracy"] * trained
         rows = [_row(entry, trained) for entry in self.entries if entry.masks is not None]
-        if trained:
+        if self.dense_accuracy is not None:
             rows.append(["dense", *[""] * 3, *[""] * 4, f"{self.dense_accuracy:.1f}%"])
         widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
         lines = [
@@ -136,6 +136,19 @@ class Comparison:
             },
             indent=2,
         )
+
+
+class InterruptedComparison(KeyboardInterrupt):
+    """Ctrl-C while criteria were compared.
+
+    Attributes:
+        comparison: What was finished before; criteria that were not are missing, and so are
+            accuracies.
+    """
+
+    def __init__(self, comparison: Comparison) -> None:
+        super().__init__()
+        self.comparison = comparison
 
 
 def compare(
@@ -180,6 +193,7 @@ def compare(
 
     Raises:
         PxfastError: If an argument is out of its range, or no criterion works at all.
+        InterruptedComparison: On Ctrl-C, a KeyboardInterrupt with what was finished.
     """
     target = resolve_density(density, sparsity)
     chosen = [get(each) if isinstance(each, str) else each for each in criteria]
@@ -207,12 +221,17 @@ def compare(
             except PxfastError as failure:
                 found, error = None, str(failure)
                 failures.append(failure)
+            except KeyboardInterrupt:
+                if len(failures) == len(entries):
+                    raise
+                raise InterruptedComparison(_assessed(entries, target, total)) from None
             seconds = time.perf_counter() - start
             entries.append(Entry(watched.name, count, seconds, found, error=error))
             bar.update(watched.end - bar.n)
     if len(failures) == len(entries):
         raise failures[0]
-    return _assessed(model, entries, target, total, train)
+    comparison = _assessed(entries, target, total)
+    return comparison if train is None else _trained(comparison, model, train)
 
 
 def plot(comparison: Comparison, path: str | os.PathLike[str]) -> None:
@@ -311,26 +330,33 @@ def _used_weights(
         return names, sum(network.weights[name].numel() for name in names)
 
 
-def _assessed(
-    model: nn.Module,
-    entries: Sequence[Entry],
-    density: float,
-    weights: int,
-    train: Callable[[nn.Module], float] | None,
-) -> Comparison:
-    """Compares all masks with the reference's, and trains."""
+def _assessed(entries: Sequence[Entry], density: float, weights: int) -> Comparison:
+    """Compares all masks with the reference's."""
     worked = [entry for entry in entries if entry.masks is not None]
     reference = next((entry for entry in worked if entry.criterion == "px"), worked[0])
-    assessed = []
-    for entry in entries:
-        overlap = accuracy = None
-        if entry.masks is not None and reference.masks is not None:
-            overlap = jaccard(entry.masks, reference.masks)
-            if train is not None:
+    assert reference.masks is not None
+    assessed = (
+        entry if entry.masks is None
+        else replace(entry, overlap=jaccard(entry.masks, reference.masks))
+        for entry in entries
+    )  # fmt: skip
+    return Comparison(tuple(assessed), density, reference.criterion, weights)
+
+
+def _trained(
+    comparison: Comparison, model: nn.Module, train: Callable[[nn.Module], float]
+) -> Comparison:
+    """Trains copies of the model under the masks of each criterion, and an unpruned one."""
+    entries = list(comparison.entries)
+    try:
+        for place, entry in enumerate(entries):
+            if entry.masks is not None:
                 accuracy = train(entry.masks.apply_(copy.deepcopy(model)))
-        assessed.append(replace(entry, overlap=overlap, accuracy=accuracy))
-    dense = None if train is None else train(copy.deepcopy(model))
-    return Comparison(tuple(assessed), density, reference.criterion, weights, dense)
+                entries[place] = replace(entry, accuracy=accuracy)
+        dense = train(copy.deepcopy(model))
+    except KeyboardInterrupt:
+        raise InterruptedComparison(replace(comparison, entries=tuple(entries))) from None
+    return replace(comparison, entries=tuple(entries), dense_accuracy=dense)
 
 
 def jaccard(masks: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> float:
@@ -355,4 +381,5 @@ def _row(entry: Entry, trained: bool) -> list[str]:
         f"{100 * facts['median_layer_density']:.3g}%",
         f"{100 * facts['overlap']:.1f}%",
     ]
-    return [*cells, f"{entry.accuracy:.1f}%"] if trained else cells
+    accuracy = "" if entry.accuracy is None else f"{entry.accuracy:.1f}%"
+    return [*cells, accuracy] if trained else cells

@@ -38,7 +38,8 @@ def train_and_test(
         test_set: The same, to measure the accuracy on.
         epochs: Passes over the training set.
         lr: Learning rate at the start.
-        batch_size: Samples per step. The last samples of an epoch that fill no batch are left out.
+        batch_size: Samples per step; the last step of an epoch has what is left, unless that is a
+            single sample, which BatchNorm could not take.
         seed: Of the order of the samples, and of dropout.
         output: Which output holds the logits; see `pxfast.score`.
         progress: True shows a progress bar, False none, None one if standard error is a terminal.
@@ -48,19 +49,22 @@ def train_and_test(
     """
     device = next(model.parameters()).device
     order = torch.Generator().manual_seed(seed)
-    size = min(batch_size, len(train_set))  # pyright: ignore[reportArgumentType]
-    loader = DataLoader(train_set, size, shuffle=True, drop_last=True, generator=order)
+    samples = len(train_set)  # pyright: ignore[reportArgumentType]
+    alone = samples > 1 and samples % batch_size == 1  # the last sample
+    starts = range(0, samples - alone, batch_size)
     optimiser = torch.optim.SGD(
         model.parameters(), lr=lr, momentum=_MOMENTUM, weight_decay=_WEIGHT_DECAY
     )
-    steps = epochs * len(loader)
+    steps = epochs * len(starts)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(1, steps))
     disable = None if progress is None else not progress
     with preserved_rng(), tqdm(total=steps, desc="training", leave=False, disable=disable) as bar:
         torch.manual_seed(seed)
         model.train()
         for _ in range(epochs):
-            for inputs, labels in loader:
+            places = torch.randperm(samples, generator=order).tolist()
+            batches = [places[start : start + batch_size] for start in starts]
+            for inputs, labels in DataLoader(train_set, batch_sampler=batches):
                 logits = selected(model(inputs.to(device)), output)
                 loss = F.cross_entropy(logits, labels.to(device))
                 optimiser.zero_grad()

@@ -6,6 +6,7 @@ import copy
 import functools
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import nets
@@ -17,7 +18,7 @@ from torch.utils.data import TensorDataset
 import pxfast
 from pxfast.cli import compare as command
 from pxfast.cli import main, parser
-from pxfast.compare import Comparison, Entry, compare, jaccard, plot
+from pxfast.compare import Comparison, Entry, InterruptedComparison, compare, jaccard, plot
 from pxfast.training import accuracy, train_and_test
 
 SOURCE = """
@@ -165,6 +166,50 @@ def test_training_sees_every_masked_copy_and_the_dense_model():
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
+class Interrupting(pxfast.criteria.Random):
+    """A criterion during whose score Ctrl-C is pressed."""
+
+    def score(self, *_, **__):
+        raise KeyboardInterrupt
+
+
+def test_an_interruption_carries_what_is_finished():
+    model, data = nets.mlp(), batch((4,))
+    chosen = ["magnitude", "px", Interrupting(), "snip"]
+    with pytest.raises(InterruptedComparison) as caught:
+        compare(model, data, density=0.5, criteria=chosen, rounds=1)
+    found = caught.value.comparison
+    whole = compare(model, data, density=0.5, criteria=["magnitude", "px"], rounds=1)
+    assert [entry.criterion for entry in found.entries] == ["magnitude", "px"]
+    for entry, expected in zip(found.entries, whole.entries, strict=True):
+        assert (entry.masks, entry.overlap) == (expected.masks, expected.overlap)
+    assert found.reference == "px" and "accuracy" not in found.table()
+    with pytest.raises(KeyboardInterrupt) as nothing:
+        compare(model, data, density=0.5, criteria=[Interrupting()], rounds=1)
+    assert not isinstance(nothing.value, InterruptedComparison)
+
+
+def test_an_interrupted_training_keeps_the_accuracies_before_it():
+    accuracies = iter([70.0, KeyboardInterrupt()])
+
+    def train(model):
+        accuracy = next(accuracies)
+        if isinstance(accuracy, KeyboardInterrupt):
+            raise accuracy
+        return accuracy
+
+    with pytest.raises(InterruptedComparison) as caught:
+        compare(
+            nets.mlp(), batch((4,)), density=0.5, criteria=["px", "random"], rounds=1, train=train
+        )
+    found = caught.value.comparison
+    assert [entry.accuracy for entry in found.entries] == [70.0, None]
+    assert found.dense_accuracy is None
+    lines = found.table().splitlines()
+    assert lines[0].endswith("accuracy") and lines[2].endswith("70.0%")
+    assert "dense" not in found.table() and json.loads(found.to_json())
+
+
 def test_the_bar_counts_every_round(capsys):
     compare(nets.mlp(), batch((4,)), density=0.5, criteria=["px", "snip"], rounds=3, progress=True)
     shown = capsys.readouterr().err
@@ -201,7 +246,8 @@ def test_the_table():
     assert lines[3].split() == _cells("snip 1 0.50 3.000% 1 of 3 0% 3% 60.0% 80.0%")
     assert lines[4].split() == ["dense", "95.0%"]
     assert lines[5:] == ["grasp failed: no labels"]
-    untrained = Comparison(comparison().entries, 0.05, "px", 300).table()
+    entries = tuple(replace(entry, accuracy=None) for entry in comparison().entries)
+    untrained = Comparison(entries, 0.05, "px", 300).table()
     assert "accuracy" not in untrained and "dense" not in untrained
 
 
@@ -353,6 +399,20 @@ def test_every_option_reaches_the_function(model, monkeypatch):
         **{"scope": "layer", "batchnorm": "data", "include": ["0.*"], "exclude": ["6.*"]},
         "train": None,
     }
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_ctrl_c_prints_the_rows_that_are_finished(model, capsys, monkeypatch, form):
+    def find_comparison(*_, **__):
+        raise InterruptedComparison(comparison())
+
+    monkeypatch.setattr(command, "find_comparison", find_comparison)
+    options = ("--data", "digits", "--density", "0.1", "--plot", "p.png")
+    assert main(["compare", model, *options, *form]) == 130
+    captured = capsys.readouterr()
+    assert (comparison().to_json() if form else comparison().table()) in captured.out
+    assert Path("p.png").exists()
+    assert captured.err == "pxfast compare: interrupted\n"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch import nn
 import pxfast.data
 from pxfast import criteria
 from pxfast.cli.commands import _batches, _check_plot, _model
-from pxfast.compare import DEFAULT_CRITERIA, plot
+from pxfast.compare import DEFAULT_CRITERIA, Comparison, InterruptedComparison, plot
 from pxfast.compare import compare as find_comparison
 from pxfast.errors import PxfastError
 from pxfast.training import train_and_test
@@ -23,7 +23,7 @@ Prunes your model by several criteria to the same density and shows, for each: r
 layers that it empties, the densities of the sparsest and of the median layer, and which share of
 the weights it keeps in common with px (kept by both, of those that either keeps). With --train,
 what is left is trained, and so is the unpruned model: the accuracy says most. The model itself is
-not changed.
+not changed. Ctrl-C shows what is finished.
 """
 EXAMPLES = f"""\
 criteria: {", ".join(criteria.NAMES[:-1])} and
@@ -101,24 +101,33 @@ def compare(arguments: argparse.Namespace) -> None:
     _check_plot(arguments.plot)
     train = _trainer(arguments)
     model, batches = _model(arguments), _batches(arguments)
-    comparison = find_comparison(
-        model,
-        batches,
-        density=arguments.density,
-        sparsity=arguments.sparsity,
-        criteria=arguments.criteria or DEFAULT_CRITERIA,
-        rounds=arguments.rounds,
-        scope=arguments.scope,
-        batchnorm=arguments.batchnorm,
-        include=arguments.include,
-        exclude=arguments.exclude,
-        train=train,
-    )
+    try:
+        comparison = find_comparison(
+            model,
+            batches,
+            density=arguments.density,
+            sparsity=arguments.sparsity,
+            criteria=arguments.criteria or DEFAULT_CRITERIA,
+            rounds=arguments.rounds,
+            scope=arguments.scope,
+            batchnorm=arguments.batchnorm,
+            include=arguments.include,
+            exclude=arguments.exclude,
+            train=train,
+        )
+    except InterruptedComparison as interrupted:
+        _show(interrupted.comparison, arguments)
+        raise
+    _show(comparison, arguments)
+
+
+def _show(comparison: Comparison, arguments: argparse.Namespace) -> None:
+    """Prints and draws a comparison, also one that was interrupted."""
     if arguments.json:
         print(comparison.to_json())
     else:
         print(comparison.table())
-        if train is not None:
+        if arguments.train is not None:
             print("Each trained once: differences of a point or two mean nothing.")
     if arguments.plot is not None:
         plot(comparison, arguments.plot)
