@@ -52,7 +52,6 @@ class Network:
         autocast: dtype of the forward's values under autocast, or None.
         bytes: what the PathTensors made so far would hold, an upper bound of the pass's activation
             memory.
-        largest: bytes of the largest value so far.
         coupled: whether samples of a batch have met, in statistics of the batch.
         products: gate · value products met so far, whose side branches get scores of their own.
         anchor: requires grad, so that the backward also reaches the first layer, whose input needs
@@ -69,7 +68,6 @@ class Network:
     dtype: torch.dtype
     autocast: torch.dtype | None = None
     bytes: int = 0
-    largest: int = 0
     coupled: bool = False
     products: list[Product] = field(default_factory=list)
     anchor: Tensor = field(default_factory=lambda: torch.zeros((), requires_grad=True))
@@ -131,9 +129,7 @@ class Network:
 
         if path is not None and path.mantissa.dim() < value.dim():  # broadcasting added dimensions
             path = path.map(lambda m: m[(None,) * (value.dim() - m.dim())])
-        size = value.nbytes
-        self.largest = max(self.largest, size)
-        self.bytes += size + (path.mantissa.nbytes if path is not None else 0)
+        self.bytes += value.nbytes + (path.mantissa.nbytes if path is not None else 0)
         return PathTensor(value, path, self.device)
 
     def opened(self, result: Any, activation: str, x: Any) -> Any:

@@ -39,20 +39,19 @@ class Structure:
     Attributes:
         cancels: s_k is the same for every k, whatever the data.
         bytes: what all values and path sums hold together.
-        largest: bytes of the largest value.
         separable: a batch may be cut into parts: its samples never meet.
     """
 
     cancels: bool = False
     bytes: int = 0
-    largest: int = 0
     separable: bool = False
 
 
-# A CPU runs a batch in parts whose values stay in its caches and in memory that is already mapped,
-# but not in smaller ones than repay reading all weights again (docs/method.md, "Parts of a batch").
-PART_BYTES = 4 * 2**20  # of the largest value
-PART_WEIGHTS = 4  # bytes of all values ÷ bytes of all weights, at least
+# A CPU runs a batch in parts whose values and path sums together take some 256 MiB: single ones
+# then stay in its caches and in memory that is already mapped. Where the weights are large, in such
+# parts as repay reading them again (docs/method.md, "Parts of a batch").
+PART_BYTES = 256 * 2**20
+PART_WEIGHTS = 4  # times the bytes of the weights, at least
 
 
 @dataclass
@@ -91,7 +90,6 @@ class Passes:
                 self.structure = Structure(
                     cancels=narrow and len(ends) == 1,
                     bytes=network.bytes,
-                    largest=network.largest,
                     separable=not network.coupled,
                 )
         return self.structure
@@ -281,9 +279,8 @@ class Passes:
         if not structure.separable:
             return batch.size
         weights = sum(parameter.nbytes for parameter in self.model.parameters())
-        suits = PART_BYTES // max(1, structure.largest)
-        repays = -(-PART_WEIGHTS * weights // max(1, structure.bytes))
-        return max(1, suits, repays)
+        wanted = max(PART_BYTES, PART_WEIGHTS * weights)
+        return max(1, math.ceil(wanted / max(1, structure.bytes)))
 
     def _checked(self, result: Tensor, exponent: Exponent) -> float:
         """log2 of R; an error where it is 0 or not finite, or where there is nothing to score."""

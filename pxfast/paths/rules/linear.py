@@ -7,6 +7,7 @@ h: the weight is its mask M; where everything is kept, every output is the same 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -227,6 +228,14 @@ class Convolution:
         """[N, O, *space] (or without N) for an input and a weight of the given shapes."""
         return convolution_shape(shape, weight, *self.arguments, self.groups)
 
+    def over_window(self, x: Tensor, kernel: Ints) -> Tensor:
+        """The sum over the window of a kernel, channel by channel of [N, C, *space]."""
+        stride, padding, _, transposed, _ = self.arguments
+        if not transposed and not any(padding) and math.prod(kernel) == 1:
+            return x[(..., *(slice(None, None, step) for step in stride))]
+        channels = x.shape[1]
+        return self(x, x.new_ones((channels, 1, *kernel)), groups=channels)
+
     def __call__(self, x: Tensor, weight: Tensor, groups: int | None = None) -> Tensor:
         """Convolve [N, C, *space] without a bias."""
         return torch.convolution(
@@ -318,10 +327,7 @@ def ones_convolution(
     else:
         sums = path.mantissa.unflatten(1, (groups, channels // groups)).sum(2)
     kept = sums.shape[1]
-    sums = sums.expand(batch, kept, *space).reshape(batch * kept, 1, *space)
-    window = sums.new_ones((1, 1, *weight[2:]))
-    result = geometry(sums, window, groups=1)
-    result = result.reshape(batch, kept, *result.shape[2:])
+    result = geometry.over_window(sums.expand(batch, kept, *space), weight[2:])
     outputs = weight[1] if geometry.transposed else weight[0] // groups  # per group
     if kept > 1 and outputs > 1:
         result = result.repeat_interleave(outputs, dim=1)
