@@ -249,7 +249,8 @@ def render(table: Table) -> str:
     shown = {
         name: usages
         for name, usages in sorted(table["kernels"].items())
-        if uses_vectors(name) and not re.search(r"double|__half|__nv_bfloat16|short|long", name)
+        if uses_vectors(name)
+        and not re.search(r"double|__half|__nv_bfloat16|Cut, (short|long)>", name)
     }
     for name, usages in shown.items():
         registers = " | ".join(str(usages[a]["registers"]) for a in ARCHITECTURES)

@@ -103,6 +103,22 @@ __device__ inline Pack<T, N> load(const T* address) {
   return *reinterpret_cast<const Pack<T, N>*>(address);
 }
 
+// The same from global memory that the kernel does not write. Compilers take a load apart where some elements
+// are used under a condition; this one stays whole.
+template <int N, class T>
+__device__ inline Pack<T, N> load_whole(const T* address) {
+#ifdef __CUDA_ARCH__
+  if constexpr (sizeof(Pack<T, N>) == sizeof(uint4)) {
+    uint4 words;
+    asm("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+        : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+        : "l"(__cvta_generic_to_global(address)));
+    return reinterpret_cast<const Pack<T, N>&>(words);
+  }
+#endif
+  return load<N>(address);
+}
+
 template <class T, int N>
 __device__ inline void store(T* address, const Pack<T, N>& pack) {
   *reinterpret_cast<Pack<T, N>*>(address) = pack;

@@ -63,7 +63,7 @@ __device__ inline void for_packs(const Bits* bits, const uint8_t* alive, const u
 #pragma unroll
       for (int v = 0; v < N; ++v) lives.at[v] = 1;
     }
-    visit(i, load<N>(bits + i), lives);
+    visit(i, load_whole<N>(bits + i), lives);
   };
   const bool packs = aligned_to(bits, 16) && aligned_to(alive, kVector) && aligned_to(masks, kVector);
   const int64_t whole = packs ? n / kVector * kVector : 0;

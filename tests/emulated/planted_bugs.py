@@ -12,6 +12,7 @@ from emulated.build import Change, Program
 
 TILE, OP, DEVICE = "cuda/tile.cuh", "cuda/squared_linear.cuh", "cuda/device.cuh"
 GATE = "cuda/gate.cuh"
+KEYS, COUNT, MASKS = "cuda/keys.cuh", "cuda/select_threshold.cuh", "cuda/write_masks.cuh"
 
 
 @dataclass(frozen=True)
@@ -137,5 +138,51 @@ BUGS = (
         Change(GATE, "at = row * g.K + k,", "at = static_cast<int>(row * g.K + k),"),
         FAILURE,
         source="huge_cases.cpp",
+    ),
+    Bug(
+        "a histogram that is not cleared before it is counted in",
+        Change(COUNT, "bins[b] = 0;\n  __syncthreads();", "bins[b] = 0;"),
+        WRONG,
+        source="select_cases.cpp",
+    ),
+    Bug(
+        "no barrier before the histogram is added up",
+        Change(COUNT, "  }\n  __syncthreads();\n", "  }\n"),
+        r"data race",
+        check="thread",
+        source="select_cases.cpp",
+    ),
+    Bug(
+        "an increment that is not atomic",
+        Change(COUNT, "atomicAdd(&bins[bin], 1u);", "++bins[bin];"),
+        r"data race",
+        check="thread",
+        source="select_cases.cpp",
+    ),
+    Bug(
+        "ties counted from the next chunk on",
+        Change(MASKS, "ties - before[blockIdx.x] : ties", "ties - before[blockIdx.x + 1] : ties"),
+        WRONG,
+        source="select_cases.cpp",
+    ),
+    Bug(
+        "a warp's sum that is overwritten while others read it",
+        Change(MASKS, "  __syncthreads();\n  return before;", "  return before;"),
+        r"data race",
+        check="thread",
+        source="select_cases.cpp",
+    ),
+    Bug(
+        "packs although the masks are not aligned",
+        Change(KEYS, " && aligned_to(masks, kVector)", ""),
+        r"misaligned address",
+        check="address",
+        source="select_cases.cpp",
+    ),
+    Bug(
+        "the zeros of two signs told apart",
+        Change(KEYS, "kLeastKey<Bits> - bits", "kLeastKey<Bits> - bits - 1"),
+        WRONG,
+        source="select_cases.cpp",
     ),
 )
