@@ -35,7 +35,8 @@ $(TOOLS): constraints.txt pyproject.toml | $(BIN)/python
 
 $(INSTALLED): $(TOOLS) $(NATIVE_SOURCES)
 	$(PIP) --no-build-isolation -e '.[demo,test]'
-	$(PIP) --no-deps torchvision  # its dependencies would fetch another torch
+	$(PIP) --no-deps torchvision timm  # their dependencies would fetch another torch
+	$(PIP) pyyaml huggingface_hub safetensors  # what timm imports besides
 	touch $@
 
 $(LINTERS): $(TOOLS)
@@ -46,7 +47,7 @@ demo: $(INSTALLED) ## prune ResNet-20 on handwritten digits to 2% density, train
 	$(BIN)/python examples/demo.py
 
 test: $(INSTALLED) ## every test
-	PXFAST_REQUIRE=cpu,torchvision $(BIN)/python -m pytest -n 2 --dist loadfile
+	PXFAST_REQUIRE=cpu,torchvision,timm $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: lint-python lint-types lint-cpp lint-results ## every check that needs no run
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import math
 import warnings
 from typing import Any
 
@@ -82,7 +83,7 @@ def convnets(largest: float) -> list[str]:
     return names
 
 
-def build(name: str) -> nn.Module:
+def build(name: str, **options: Any) -> nn.Module:
     """Return a network of timm in float64, its norms and biases not the identity."""
     timm = load("timm")
     px_rules.LEAVES.add(timm.layers.padding.pad_same)
@@ -90,7 +91,7 @@ def build(name: str) -> nn.Module:
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model = timm.create_model(name, num_classes=7)
+        model = timm.create_model(name, num_classes=7, **options)
     return randomised(model).double().eval()
 
 
@@ -152,18 +153,22 @@ def examine(name: str) -> dict[str, object]:
 
 
 def difference(model: nn.Module, x: Tensor) -> float:
-    """Return the largest difference of a score from the reference, relative to its layer."""
-    largest = 0.0
-    given = masks_of(model)
+    """Return the largest difference of a score from the reference, relative to its layer.
+
+    Infinite where one of them scores other weights than the other, or gives NaN.
+    """
+    largest, given = 0.0, masks_of(model)
     for criterion in ("px", "px-joint"):
-        whole = pxfast.score(model, x, criterion=criterion)
-        for masks in (None, {name: mask for name, mask in given.items() if name in whole}):
-            scores = pxfast.score(model, x, criterion=criterion, masks=masks) if masks else whole
+        for masks in ({}, given):
+            scores = pxfast.score(model, x, criterion=criterion, masks=masks)
             expected = px.score(model, x, criterion=criterion, masks=masks)
+            given = {name: mask for name, mask in given.items() if name in scores}
+            if list(scores) != list(expected):
+                return math.inf
             for weight, score in scores.items():
-                scale = expected[weight].abs().max()
-                error = (score - expected[weight]).abs().max() / scale
-                largest = max(largest, float(error)) if scale or score.any() else largest
+                scale = max(float(expected[weight].abs().max()), torch.finfo(score.dtype).tiny)
+                error = float((score - expected[weight]).abs().max()) / scale
+                largest = max(largest, math.inf if math.isnan(error) else error)
     return largest
 
 

@@ -65,6 +65,11 @@ REORDERED = 4000 * _U64
 # blocked (about 80 u an operation), forward and backward, in the engine and in the reference.
 ARCHITECTURE = 2 * 2 * 500 * 80 * _U64
 
+# Scores of deep architectures in float32 against float64, by the same count. Besides, a gate whose
+# z is 0 within rounding may be open in one and shut in the other: one of 10^4 and more in its
+# layer, so what changes is less.
+DEEP_ARCHITECTURE = 2 * 500 * 80 * _U32
+
 
 # Gradients of a loss and products of them with a Hessian, in float64 on networks of at most 8
 # layers # of at most 50 terms: (2·8·50)·u for each of up to three passes. Signed terms cancel, by

@@ -114,6 +114,8 @@ class Traced:
                 if factor.op == "get_attr" and _is_binary(self.attribute(factor)):
                     mask = self.attribute(factor)
         parameter = self._origin(source)
+        if id(parameter) not in self.names:  # a fixed kernel: θ² is a constant
+            return "", parameter, torch.ones_like(parameter)
         name = self.names[id(parameter)]
         theta = parameter if source.op == "get_attr" else None
         return name, theta, self.masks.get(name, torch.ones_like(parameter)) * mask
@@ -123,9 +125,14 @@ class Traced:
         return operator.attrgetter(node.target)(self.module)
 
     def _origin(self, node: Node) -> Tensor:
-        """Return the parameter with the most entries that a weight is computed from."""
+        """Return the parameter with the most entries that a weight is computed from.
+
+        If it is computed from none, the buffer that it is.
+        """
         sources = [n for n in (node, *_ancestors(node)) if n.op == "get_attr"]
         found = [p for p in map(self.attribute, sources) if id(p) in self.names]
+        if not found and node.op == "get_attr":
+            return self.attribute(node)
         if not found:
             raise TypeError(f"reference.px: weight {node.name!r} is made of no parameter")
         return max(found, key=Tensor.numel)
@@ -325,6 +332,8 @@ class Auxiliary(fx.Interpreter):
     def weight(self, call: Call) -> Tensor:
         """Return the mask M (h), or θ²·M as a leaf (g, joint) of the weight this call applies."""
         name, theta, mask = self.traced.weight(call.node)
+        if not name:
+            return theta**2 if self.weighted else mask
         self.masks[name] = mask
         if not (self.weighted or self.structure):
             return mask
@@ -356,9 +365,9 @@ class Auxiliary(fx.Interpreter):
 
     def _activation_before(self, node: Node) -> Node | None:
         """Return the activation that `node` came out of, if only reshaped and scaled since."""
-        while RULES.get(self.traced.key(node)) in KEEPING:
+        while (rule := RULES.get(self.traced.key(node))) in (*MOVING, multiply, divide):
             inputs = [n for n in node.all_input_nodes if self.traced.kinds[n] in (PATH, GATE)]
-            if len(inputs) != 1:
+            if rule in (multiply, divide) and len(inputs) != 1:
                 return None
             node = inputs[0]
         if RULES.get(self.traced.key(node)) is not activation and node.target not in SOFTMAX:
@@ -385,7 +394,7 @@ class Auxiliary(fx.Interpreter):
         return torch.cat(paths, 1)
 
 
-KEEPING = (as_it_is, identity, multiply, divide, interpolate)  # reshape and scale
+MOVING = (as_it_is, identity, interpolate)
 _AUGMENTED = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 
 

@@ -191,6 +191,21 @@ def max_pool(net: Network, call: Call) -> Tensor:
     return path.flatten(2).gather(2, picked.flatten(2)).view_as(picked)
 
 
+def largest(net: Network, call: Call) -> Tensor:
+    """Over dimensions: the entry that is largest in the real network; in g the sum."""
+    path, dims = call.args[0], call.args[1] if len(call.args) > 1 else call.kwargs["dim"]
+    dims = sorted(d % path.dim() for d in ([dims] if isinstance(dims, int) else dims))
+    keepdim = call.args[2] if len(call.args) > 2 else call.kwargs.get("keepdim", False)
+    if not net.gated:
+        return path.sum(dims, keepdim=keepdim)
+    last = list(range(-len(dims), 0))
+    flat, real = (t.movedim(dims, last).flatten(-len(dims)) for t in (path, call.real[0]))
+    picked = flat.gather(-1, real.argmax(-1, keepdim=True))
+    if not keepdim:
+        return picked.squeeze(-1)
+    return picked.reshape([1 if d in dims else size for d, size in enumerate(path.shape)])
+
+
 def interpolate(net: Network, call: Call) -> Tensor:
     """As it is, with absolute coefficients (only the bicubic ones can be negative)."""
     mode = call.kwargs.get("mode", getattr(call.module, "mode", "nearest"))
@@ -326,6 +341,7 @@ _register(
 _register(max_pool, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, F.max_pool1d, F.max_pool2d)
 _register(max_pool, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
 _register(max_pool, F.max_pool3d, F.adaptive_max_pool1d, F.adaptive_max_pool2d)
+_register(largest, torch.amax, "amax")
 _register(interpolate, nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, F.interpolate)
 _register(pad, F.pad, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
 _register(pad, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
