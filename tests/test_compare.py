@@ -1,4 +1,4 @@
-"""compare(), its training and its command."""
+"""compare() and its training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import functools
 import json
 import warnings
 from dataclasses import replace
-from pathlib import Path
 
 import nets
 import pytest
@@ -16,35 +15,12 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import pxfast
-from pxfast.cli import compare as command
-from pxfast.cli import main, parser
 from pxfast.compare import Comparison, Entry, InterruptedComparison, compare, jaccard, plot
 from pxfast.training import accuracy, train_and_test
-
-SOURCE = """
-from torch import nn
-
-def net(width=12):
-    return nn.Sequential(
-        nn.Conv2d(1, width, 3, 2), nn.BatchNorm2d(width), nn.ReLU(),
-        nn.Conv2d(width, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 10),
-    )
-"""
 
 
 def batch(shape=(1, 4, 4)):
     return nets.random_batch(shape, 6), torch.arange(6) % 3
-
-
-@pytest.fixture
-def model(tmp_path, monkeypatch) -> str:
-    """The name of a small model; the test runs in an empty folder beside it."""
-    path = tmp_path / "nets_of_a_user.py"
-    path.write_text(SOURCE)
-    folder = tmp_path / "here"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    return f"{path}:net"
 
 
 # ---- compare()
@@ -218,6 +194,12 @@ def test_the_bar_counts_every_round(capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_models_are_copied_only_to_train(monkeypatch):
+    monkeypatch.setattr(copy, "deepcopy", None)
+    found = compare(nets.mlp(), batch((4,)), density=0.5, criteria=["px"], rounds=1)
+    assert found.entries[0].masks is not None
+
+
 # ---- table, JSON, picture
 
 
@@ -336,125 +318,3 @@ def test_accuracy_by_hand():
     logits = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 3.0]])
     test = TensorDataset(logits, torch.tensor([0, 1, 0]))
     assert accuracy(Fixed().train(), test, batch_size=2, output="scores") == 100 * 2 / 3
-
-
-# ---- the command
-
-
-def run(*arguments: object) -> int:
-    return main([str(argument) for argument in arguments])
-
-
-def test_the_command_compares_trains_and_draws(model, capsys):
-    status = run(
-        *("compare", model, "--data", "digits", "--density", 0.3, "--rounds", 2),
-        *("--criteria", "px", "snip", "random", "--train", 1, "--plot", "p.png"),
-    )
-    assert status == 0
-    captured = capsys.readouterr()
-    assert captured.err == ""
-    lines = captured.out.splitlines()
-    assert [line.split()[0] for line in lines[2:6]] == ["px", "snip", "random", "dense"]
-    assert "Each trained once" in lines[6] and lines[7] == "picture: p.png"
-    assert float(lines[5].split()[-1].rstrip("%")) > 20  # chance is 10
-    assert Path("p.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_the_command_prints_nothing_but_json(model, capsys):
-    arguments = ("compare", model, "--data", "digits", "--density", 0.3, "--rounds", 1)
-    assert run(*arguments, "--json", "--plot", "p.png") == 0
-    facts = json.loads(capsys.readouterr().out)
-    names = [entry["criterion"] for entry in facts["criteria"]]
-    assert names == ["px", "px-joint", "snip", "synflow", "magnitude", "random"]
-    torch.manual_seed(0)
-    built = pxfast.loading.load_model(model, {})
-    data = [tuple(map(torch.stack, zip(*((x, y) for x, y in _subset()), strict=True)))]
-    masks = pxfast.prune(built, data, density=0.3, rounds=1, criterion="snip")
-    densities = {layer.name: layer.density for layer in masks.layers}
-    assert facts["criteria"][2]["layer_densities"] == densities
-
-
-def _subset():
-    return pxfast.balanced_subset(pxfast.data.digits(), 10, 0)
-
-
-def test_every_option_reaches_the_function(model, monkeypatch):
-    calls = []
-
-    def find(built, data, **options):
-        calls.append((data, options))
-        return comparison()
-
-    monkeypatch.setattr(command, "find_comparison", find)
-    status = run(
-        *("compare", model, "--data", "digits", "--sparsity", 0.7, "--criteria", "grasp", "px"),
-        *("--scope", "layer", "--batchnorm", "data", "--include", "0.*", "--exclude", "6.*"),
-        *("--per-class", 2, "--batch-size", 15),
-    )
-    assert status == 0
-    ((data, options),) = calls
-    assert [len(x) for x, _ in data] == [15, 5]
-    assert options == {
-        **{"density": None, "sparsity": 0.7, "criteria": ["grasp", "px"], "rounds": None},
-        **{"scope": "layer", "batchnorm": "data", "include": ["0.*"], "exclude": ["6.*"]},
-        "train": None,
-    }
-
-
-@pytest.mark.parametrize("form", [[], ["--json"]])
-def test_ctrl_c_prints_the_rows_that_are_finished(model, capsys, monkeypatch, form):
-    def find_comparison(*_, **__):
-        raise InterruptedComparison(comparison())
-
-    monkeypatch.setattr(command, "find_comparison", find_comparison)
-    options = ("--data", "digits", "--density", "0.1", "--plot", "p.png")
-    assert main(["compare", model, *options, *form]) == 130
-    captured = capsys.readouterr()
-    assert (comparison().to_json() if form else comparison().table()) in captured.out
-    assert Path("p.png").exists()
-    assert captured.err == "pxfast compare: interrupted\n"
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--density", 2], "density must be in (0, 1], got 2.0"),
-        (["--density", 0.1, "--train", 0], "--train must be at least 1 epoch, got 0"),
-        (["--density", 0.1, "--plot", "p.gif"], "--plot: expected a file ending in .png"),
-        (["--density", 0.1, "--rounds", 0], "rounds must be at least 1, got 0"),
-        (["--density", 0.1, "--data", "random:3x8x8"], "could not be scored on batch 1"),
-    ],
-)
-def test_the_command_says_what_is_wrong(model, capsys, options, message):
-    assert run("compare", model, "--data", "digits", *options) == 1
-    captured = capsys.readouterr()
-    assert captured.out == "" and message in captured.err
-    assert captured.err.startswith("pxfast compare: ") and "Traceback" not in captured.err
-
-
-def test_an_unknown_criterion_is_wrong_usage(capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(["compare", "m:f", "--data", "digits", "--density", "0.1", "--criteria", "snap"])
-    assert caught.value.code == 2
-    assert "invalid choice: 'snap'" in capsys.readouterr().err
-
-
-def test_the_examples_of_the_help_parse():
-    text = command.EXAMPLES.replace("\\\n", "")
-    lines = [line.split(">")[0].split() for line in text.splitlines() if " pxfast " in line]
-    assert len(lines) == 3
-    for line in lines:
-        assert parser.build_parser().parse_args(line[1:]).command == "compare"
-
-
-def test_prune_takes_every_criterion(model, capsys):
-    arguments = ("prune", model, "--data", "digits", "--density", 0.3, "--rounds", 1)
-    assert run(*arguments, "--criterion", "grasp") == 0
-    assert "made by: grasp" in capsys.readouterr().out
-    assert pxfast.Masks.load("masks.safetensors").provenance["criterion"] == "grasp"
-
-
-def test_models_are_copied_only_to_train(monkeypatch):
-    monkeypatch.setattr(copy, "deepcopy", None)
-    found = compare(nets.mlp(), batch((4,)), density=0.5, criteria=["px"], rounds=1)
-    assert found.entries[0].masks is not None
