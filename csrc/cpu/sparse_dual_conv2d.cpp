@@ -8,6 +8,10 @@
 // through its weights: one position is read, and a tile of value and a tile of path are loaded and added up
 // in registers (sparse_dual_conv2d_tile.h). The loads bound it: two vectors for one multiply-add and one
 // addition.
+//
+// A 1 × 1 kernel reads every line once for an output. Where it has many channels and many weights, tiles are
+// narrow, and all outputs go through a block of channels, which stays in the first-level cache, before the
+// next block.
 #include "sparse_dual_conv2d.h"
 
 #include <stdexcept>
@@ -21,6 +25,10 @@ namespace {
 
 constexpr int64_t cache_line = 64;
 constexpr int64_t window_bytes = 1 << 18;    // of packed input to work on: measured, see bench
+constexpr int64_t block_bytes = 1 << 14;     // of a tile's input to stay in the first-level cache
+constexpr int64_t worth_a_block = 6;         // terms of an output
+constexpr int64_t terms_ahead = 3;           // outputs whose next terms are on their way from memory
+constexpr int64_t terms_fetched = 24;        // of each
 constexpr int64_t worth_a_thread = 1 << 15;  // bytes of the mask
 constexpr int64_t o_block = 16;              // the fewest outputs that are worth packing the input for
 
@@ -29,17 +37,26 @@ int64_t terms_of(const SparseDualConv2d& call) { return call.C * call.kernel[0] 
 // How the work is cut, and what is where in the scratch: the list of non-zeros, then what each worker packs.
 template <class element>
 struct Cut {
-  static constexpr int64_t tile = tile_size<element>, step = cache_line / sizeof(element);
+  static constexpr int64_t step = cache_line / sizeof(element);
   Geometry g;
-  int64_t channels = 0;  // that are read
-  int64_t range;         // positions that a worker packs for at a time
-  int64_t line;          // elements of a packed line
+  int64_t tile = tile_size<element>;  // positions
+  int64_t channel_block;              // channels that a tile goes through at a time
+  int64_t channels = 0;               // that are read
+  int64_t range;                      // positions that a worker packs for at a time
+  int64_t line;                       // elements of a packed line
   int64_t ranges, blocks, workers;
   int64_t runs;  // of a line, at most
+  int64_t sums;  // tiles of them that are open at a time
   int64_t list_bytes, worker_bytes;
 
   explicit Cut(const SparseDualConv2d& call) : g(call) {
     for (int64_t c = 0; c < call.C; ++c) channels += call.used[c];
+    // Blocks of channels: where no line is read twice for an output anyway.
+    const int64_t narrow = min(2 * step, tile), fit = block_bytes / (2 * narrow * int64_t(sizeof(element)));
+    const bool blocked =
+        g.reach == 0 && channels > 2 * fit && call.starts[call.O] * fit >= worth_a_block * call.O * channels;
+    if (blocked) tile = narrow;
+    channel_block = blocked ? fit : max(channels, 1);
     const int64_t lines = 2 * g.phases() * max(channels, 1);
     const int64_t fits = window_bytes / int64_t(sizeof(element)) / lines - g.reach;
     const int64_t share = ceil_div(g.positions, 2 * call.threads);  // two for each thread
@@ -53,9 +70,14 @@ struct Cut {
     workers = min(call.threads, ranges * blocks);
     runs = line / g.x.pitch + 2;
     list_bytes = round_up(call.starts[call.O] * sizeof(Term<element>), cache_line);
-    worker_bytes = round_up(runs * sizeof(Run), cache_line) + packed_size() * sizeof(element);
+    sums = channel_block < channels ? call.O : 1;
+    worker_bytes = runs_bytes() + sums_bytes() + packed_size() * sizeof(element);
   }
   int64_t to_path() const { return g.phases() * line; }  // from a channel's value to its path
+  int64_t runs_bytes() const { return round_up(runs * sizeof(Run), cache_line); }
+  int64_t sums_bytes() const {
+    return round_up(sums * (2 * tile * sizeof(element) + sizeof(void*)), cache_line);
+  }
   int64_t packed_size() const { return 2 * channels * to_path(); }
 };
 
@@ -145,8 +167,8 @@ struct Kernels {
     const Cut<element> cut(call);
     char* const scratch = static_cast<char*>(call.scratch) + cut.list_bytes + worker * cut.worker_bytes;
     Run* const runs = reinterpret_cast<Run*>(scratch);
-    element* const packed =
-        reinterpret_cast<element*>(scratch + round_up(cut.runs * sizeof(Run), cache_line));
+    element* const sums = reinterpret_cast<element*>(scratch + cut.runs_bytes());
+    element* const packed = reinterpret_cast<element*>(scratch + cut.runs_bytes() + cut.sums_bytes());
     const int64_t units = cut.ranges * cut.blocks;
     int64_t packed_range = -1;
     for (int64_t unit = worker * units / cut.workers; unit < (worker + 1) * units / cut.workers; ++unit) {
@@ -157,7 +179,7 @@ struct Kernels {
       const Range outputs = part(unit % cut.blocks, ceil_div(call.O, cut.blocks), call.O);
       for (int64_t p = positions.begin; p < positions.end; p += cut.tile) {
         const Range tile{p, min(p + cut.tile, positions.end)};
-        convolve_tile(call, cut, tile, outputs, packed + p - positions.begin);
+        convolve_tile(call, cut, tile, outputs, packed + p - positions.begin, sums);
       }
     }
   }
@@ -189,29 +211,44 @@ struct Kernels {
     }
   }
 
-  // All outputs in `outputs` at the positions in `tile`, the first of which reads from `packed` on.
+  // All outputs in `outputs` at the positions in `tile`, the first of which reads from `packed` on. Where
+  // channels come in blocks, `sums` holds the outputs' sums, and behind them what terms are left.
   static void convolve_tile(const SparseDualConv2d& call, const Cut<element>& cut, Range tile, Range outputs,
-                            const element* packed) {
-    alignas(cache_line) element sums[2][cut.tile];
-    Run runs[cut.tile];
+                            const element* packed, element* sums) {
+    Run runs[tile_size<element>];
     const int64_t count = output_runs(call, cut.g, tile, runs), area = cut.g.y.out * cut.g.x.out;
     if (count == 0) return;
     const int64_t vectors = ceil_div(tile.size(), lanes<element>);
     const bool whole = runs[0].size == vectors * lanes<element>;
     const auto kernel = call.squared ? sum_terms<true, element> : sum_terms<false, element>;
     const Terms* const list = static_cast<const Terms*>(call.scratch);
-    for (int64_t o = outputs.begin; o < outputs.end; ++o) {
-      const element bias = call.bias == nullptr ? 0 : static_cast<const element*>(call.bias)[o];
-      element* const y = static_cast<element*>(call.y) + o * area;
-      element* const path_out = static_cast<element*>(call.path_out) + o * area;
-      if (o + 1 < outputs.end) fetch(y + area, path_out + area, runs, count);
-      element* const y_sums = whole ? y + runs[0].value : sums[0];
-      element* const path_sums = whole ? path_out + runs[0].value : sums[1];
-      kernel(vectors, packed, packed + cut.to_path(), list + call.starts[o], list + call.starts[o + 1], bias,
-             y_sums, path_sums);
-      for (int64_t i = 0; !whole && i < count; ++i) {
-        copy(y + runs[i].value, sums[0] + runs[i].packed, runs[i].size);
-        copy(path_out + runs[i].value, sums[1] + runs[i].packed, runs[i].size);
+    const Terms** const left = reinterpret_cast<const Terms**>(sums + cut.sums * 2 * cut.tile);
+    for (int64_t c = 0; c == 0 || c < cut.channels; c += cut.channel_block) {
+      const bool last = c + cut.channel_block >= cut.channels;
+      for (int64_t o = outputs.begin; o < outputs.end; ++o) {
+        const int64_t slot = cut.sums > 1 ? o : 0;
+        element* const own = sums + slot * 2 * cut.tile;
+        if (c > 0 && o + terms_ahead < outputs.end) prefetch<0>(left[slot + terms_ahead], terms_fetched);
+        Sums<element> s{c > 0 ? left[slot] : list + call.starts[o],
+                        list + call.starts[o + 1],
+                        last ? INT32_MAX : int32_t((c + cut.channel_block) * 2 * cut.to_path()),
+                        c > 0,
+                        call.bias == nullptr ? 0 : static_cast<const element*>(call.bias)[o],
+                        own,
+                        own + cut.tile};
+        if (!last) {
+          left[slot] = kernel(vectors, packed, packed + cut.to_path(), s);
+          continue;
+        }
+        element* const y = static_cast<element*>(call.y) + o * area;
+        element* const path_out = static_cast<element*>(call.path_out) + o * area;
+        if (o + 1 < outputs.end) fetch(y + area, path_out + area, runs, count);
+        if (whole && c == 0) s.y = y + runs[0].value, s.path_out = path_out + runs[0].value;
+        kernel(vectors, packed, packed + cut.to_path(), s);
+        for (int64_t i = 0; !(whole && c == 0) && i < count; ++i) {
+          copy(y + runs[i].value, own + runs[i].packed, runs[i].size);
+          copy(path_out + runs[i].value, own + cut.tile + runs[i].packed, runs[i].size);
+        }
       }
     }
   }

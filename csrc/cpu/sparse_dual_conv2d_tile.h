@@ -20,23 +20,35 @@ static_assert(2 * tile_vectors + 2 < vector_registers, "sums and weights must st
 template <class element>
 constexpr int64_t tile_size = tile_vectors * lanes<element>;  // positions
 
-// y[0 … V·lanes − 1] and path_out likewise: the sums over `terms` from the tile's first position on.
+// What one output sums up at a tile of positions, and where.
+template <class element>
+struct Sums {
+  const Term<element>* term;  // the first that is left
+  const Term<element>* end;
+  int32_t limit;      // stop at the first offset that is not below it
+  bool begun;         // y and path_out at `to` hold sums already
+  element bias;       // to begin with
+  element* y;         // [vectors · lanes]
+  element* path_out;  // [vectors · lanes]
+};
+
+// Adds the terms from the tile's first position on; returns the first term that is left.
 template <bool squared, int V, class element>
-inline void sum_vectors(const element* value, const element* path, const Term<element>* term,
-                        const Term<element>* const end, element bias, element* y, element* path_out) {
+inline const Term<element>* sum_vectors(const element* value, const element* path, const Sums<element>& s) {
+  constexpr int L = lanes<element>;
   Vec<element> a[V], b[V];
   for (int k = 0; k < V; ++k) {
-    a[k] = Vec<element>{} + bias;
-    b[k] = Vec<element>{};
+    a[k] = s.begun ? load<Vec<element>>(s.y + k * L, L) : Vec<element>{} + s.bias;
+    b[k] = s.begun ? load<Vec<element>>(s.path_out + k * L, L) : Vec<element>{};
   }
-  for (; term != end; ++term) {
+  const Term<element>* term = s.term;
+  for (; term != s.end && term->offset < s.limit; ++term) {
     const element* const v = value + term->offset;
     const element* const p = path + term->offset;
-    const Vec<element> w = Vec<element>{} + term->weight;
-    const Vec<element> square = w * w;
+    const element w = term->weight, square = w * w;
     for (int k = 0; k < V; ++k) {
-      const Vec<element> q = load<Vec<element>>(p + k * lanes<element>, lanes<element>);
-      a[k] += w * load<Vec<element>>(v + k * lanes<element>, lanes<element>);
+      const Vec<element> q = load<Vec<element>>(p + k * L, L);
+      a[k] += w * load<Vec<element>>(v + k * L, L);
       if constexpr (squared) {
         b[k] += square * q;
       } else {
@@ -45,21 +57,20 @@ inline void sum_vectors(const element* value, const element* path, const Term<el
     }
   }
   for (int k = 0; k < V; ++k) {
-    store(y + k * lanes<element>, a[k], lanes<element>);
-    store(path_out + k * lanes<element>, b[k], lanes<element>);
+    store(s.y + k * L, a[k], L);
+    store(s.path_out + k * L, b[k], L);
   }
+  return term;
 }
 
 // The same for a number of vectors that is known at run time, 1 … V.
 template <bool squared, class element, int V = tile_vectors>
-void sum_terms(int64_t vectors, const element* value, const element* path, const Term<element>* term,
-               const Term<element>* end, element bias, element* y, element* path_out) {
+const Term<element>* sum_terms(int64_t vectors, const element* value, const element* path,
+                               const Sums<element>& sums) {
   if constexpr (V > 1) {
-    if (vectors < V) {
-      return sum_terms<squared, element, V - 1>(vectors, value, path, term, end, bias, y, path_out);
-    }
+    if (vectors < V) return sum_terms<squared, element, V - 1>(vectors, value, path, sums);
   }
-  sum_vectors<squared, V>(value, path, term, end, bias, y, path_out);
+  return sum_vectors<squared, V>(value, path, sums);
 }
 
 }  // namespace

@@ -348,3 +348,16 @@ def test_integers_stand_for_pairs():
     with torch.no_grad():
         case.check(*sparse_dual_conv2d(*case.tensors(), 2, 1, 2))
         case.check(*sparse_dual_conv2d(*case.tensors(), (2, 2), [1, 1], 2, squared=False))
+
+
+@natively
+@pytest.mark.parametrize("dtype", [F32, F64], ids=["float32", "float64"])
+def test_blocks_of_channels(backend: Backend, dtype: torch.dtype):
+    """Pointwise layers of many channels and weights: sums wait in memory between blocks."""
+    for shape, stride in (((3, 300, 5, 9), 1), ((1, 411, 9, 8), 2)):
+        for density in (0.1, 0.5, 1.0):
+            for squared in (False, True):
+                kind = {"squared": squared, "density": density, "dtype": dtype}
+                case = Case(shape, 9, (1, 1), (stride, stride), **kind)
+                case.mask[4], case.mask[:, 100:140] = False, False
+                case.check(*case.run(backend))
