@@ -76,6 +76,9 @@ bench: $(INSTALLED) ## measure everything again (about an hour) and rewrite the 
 	$(BIN)/python bench/run.py official-noise
 	$(BIN)/python bench/run.py quality
 	$(BIN)/python bench/run.py squared-linear
+	$(BIN)/python bench/run.py select
+	$(BIN)/python bench/run.py select-threshold
+	$(BIN)/python bench/run.py write-masks
 	$(MAKE) tables
 
 tables: $(TOOLS) ## write the tables of README.md and docs/results.md from bench/results
