@@ -88,7 +88,7 @@ def deeplabv3(models: Any) -> nn.Module:
 
 
 def lraspp(models: Any) -> nn.Module:
-    """A gate that is enlarged."""
+    """A gate of one place for all."""
     blocks = models.mobilenet_v2(width_mult=0.25).features
     layers = {"6": "low", "17": "high"}
     features = models._utils.IntermediateLayerGetter(blocks, return_layers=layers)
