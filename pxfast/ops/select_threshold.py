@@ -32,7 +32,7 @@ from pxfast.ops._declare import declare
 from pxfast.ops._scores import Alive, alike, check_scores, common_dtype, name_of
 from pxfast.reference import select_threshold as reference
 
-SAMPLE = 1 << 14  # scores that are looked at before the first read,
+SAMPLE = 1 << 13  # scores that are looked at before the first read,
 SAMPLED = 1 << 20  # where there are more than this,
 DEVIATIONS = 6  # to know the threshold within that many standard deviations of a sample's rank;
 CERTAIN = 24  # from this rank on, some of the sample lie above the threshold but for e^-24
