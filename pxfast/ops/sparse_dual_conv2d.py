@@ -21,7 +21,8 @@ from pxfast.ops._declare import declare
 from pxfast.reference import sparse_dual_conv2d as reference
 
 _OP = "sparse_dual_conv2d"
-_PAYS_BELOW = 0.25  # of the weights kept
+_PAYS_BELOW = 0.4  # of the weights kept
+_PAYS_BELOW_ON_SMALL_MAPS, _SMALL_MAP = 0.25, 64  # height times width
 
 
 def sparse_dual_conv2d(
@@ -75,8 +76,8 @@ def sparse_dual_conv2d(
 def sparse_dual_conv2d_pays(value: Tensor, weight: Tensor, density: float) -> bool:
     """Whether `sparse_dual_conv2d` is expected to beat two dense convolutions.
 
-    The rule: there are kernels for value's device and dtype, and the mask keeps at most a quarter
-    of the weights. `python bench/run.py sparse-dual-conv2d` measures what it rests on.
+    The rule: there are kernels for value's device and dtype, and the mask keeps at most 40% of the
+    weights, or a quarter where maps have no more than 64 positions. `python bench/run.py sparse-dual-conv2d` measures what it rests on.
 
     Args:
         value: [N, C, H, W].
@@ -87,12 +88,13 @@ def sparse_dual_conv2d_pays(value: Tensor, weight: Tensor, density: float) -> bo
         >>> sparse_dual_conv2d_pays(torch.ones(1, 8, 4, 4), torch.ones(8, 8, 3, 3), 0.9)
         False
     """
+    positions = value.shape[-2] * value.shape[-1]
     return (
         _native.problem is None
         and value.device.type == "cpu"
         and value.dtype == weight.dtype
         and value.dtype in (torch.float32, torch.float64)
-        and density <= _PAYS_BELOW
+        and density <= (_PAYS_BELOW if positions > _SMALL_MAP else _PAYS_BELOW_ON_SMALL_MAPS)
     )
 
 

@@ -84,3 +84,13 @@ def test_where_it_does_not_pay_layers_stay_dense(calls):
     channels_last = x.contiguous(memory_format=torch.channels_last)
     pxfast.score(model[:2], channels_last, masks=nets.random_masks(model[:2], 0.2))
     assert not calls
+
+
+def test_when_few_weights_are_few_enough():
+    weight, large, small = torch.ones(8, 8, 3, 3), torch.ones(1, 8, 9, 8), torch.ones(1, 8, 8, 8)
+    assert ops.sparse_dual_conv2d_pays(large, weight, 0.4)
+    assert not ops.sparse_dual_conv2d_pays(large, weight, 0.41)
+    assert ops.sparse_dual_conv2d_pays(small, weight, 0.25)
+    assert not ops.sparse_dual_conv2d_pays(small, weight, 0.26)
+    assert not ops.sparse_dual_conv2d_pays(large.bfloat16(), weight, 0.1)
+    assert not ops.sparse_dual_conv2d_pays(large.to("meta"), weight, 0.1)
