@@ -1,7 +1,8 @@
-"""Write the tables of README.md and docs/results.md from bench/results; `--check` only compares.
+"""Write the tables of the documents from bench/results; `--check` only compares.
 
-docs/results.md is generated whole. In README.md a table stands between two markers, of which the
-first names a file of bench/results and, if not all are wanted, the columns:
+docs/results.md is generated whole. In README.md and docs/architectures.md a table stands between
+two markers, of which the first names a file of bench/results and, if not all are wanted, the
+columns:
 
     <!-- table: quality-digits-cpu | method, accuracy % -->
     <!-- end of table -->
@@ -19,6 +20,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench._result import RESULTS, Result, load, load_all, machine_line, markdown
 
 ROOT = Path(__file__).resolve().parent.parent
+MARKED_PAGES = (ROOT / "README.md", ROOT / "docs" / "architectures.md")
+ELSEWHERE = ("architectures",)  # jobs whose tables have a page of their own
 MARKED = re.compile(
     r"(?P<begin><!-- table: (?P<name>[\w.-]+)(?: \| (?P<columns>[^>]*?))? -->\n)"
     r".*?(?P<end><!-- end of table -->)",
@@ -46,6 +49,8 @@ def results_page(results: list[Result]) -> str:
         "the command above it.\nSpreads are quartiles. Times are comparable only within a table."
     ]
     for result in results:
+        if result.job in ELSEWHERE:
+            continue
         settings = ", ".join(f"{name} {value}" for name, value in result.settings.items())
         sections += [
             f"## {result.job}: {result.subject}",
@@ -65,8 +70,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing; fail on a difference")
     check = parser.parse_args().check
-    page, front = ROOT / "docs" / "results.md", ROOT / "README.md"
-    wanted = {page: results_page(load_all()), front: readme(_text(front))}
+    wanted = {ROOT / "docs" / "results.md": results_page(load_all())}
+    wanted |= {path: readme(_text(path)) for path in MARKED_PAGES}
     stale = [path for path, text in wanted.items() if _text(path) != text]
     for path in stale:
         print(f"{path.relative_to(ROOT)} {'is stale: run make tables' if check else 'written'}")

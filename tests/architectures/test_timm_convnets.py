@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 from libraries import library
-from tolerances import ARCHITECTURE
+from tolerances import ARCHITECTURE, DEEP_ARCHITECTURE
 
 from bench import architectures
 
@@ -60,5 +60,7 @@ def test_all_of_them():
     library("timm")
     rows = [architectures.examine(name) for name in architectures.convnets(8.0)]
     assert len(rows) > 100
-    wrong = [row for row in rows if row["error"] != "" and not row["error"] <= ARCHITECTURE]
-    assert not wrong
+    compared = [row for row in rows if row["error"] != ""]
+    for row in compared:  # EvoNorm takes its statistics in float32, whatever the model's dtype
+        limit = DEEP_ARCHITECTURE if "evos" in row["network"] else ARCHITECTURE
+        assert row["error"] <= limit, row

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench._result import RESULTS, Result, load, load_all, markdown
-from bench.tables import MARKED, ROOT, readme, results_page
+from bench.tables import MARKED, MARKED_PAGES, ROOT, readme, results_page
 
 FACTS: dict[str, object] = {
     "device": "cpu",
@@ -79,8 +79,9 @@ def test_readme_follows_its_file(folder: Path) -> None:
 
 
 def test_committed_tables_are_those_of_the_results() -> None:
-    front = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert MARKED.search(front), "README.md shows no measured table"
-    assert front == readme(front)
+    for path in MARKED_PAGES:
+        front = path.read_text(encoding="utf-8")
+        assert MARKED.search(front), f"{path.name} shows no measured table"
+        assert front == readme(front)
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     assert page == results_page(load_all(RESULTS))
