@@ -8,8 +8,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from pxfast import _native, ops
+from pxfast import _native
 from pxfast._version import __version__
+from pxfast.ops._declare import declared
 
 _PACKAGES = ("torch", "numpy", "safetensors", "tqdm", "scikit-learn", "matplotlib", "pillow")
 
@@ -23,9 +24,9 @@ def doctor(_: argparse.Namespace) -> None:
     )
     for key, value in _native.describe().items():
         print(f"{key}: {value}")
-    names = max(len(name) for name in ops.__all__)
+    names = max(map(len, declared))
     print(f"\n{'operation':{names}}  {'cpu':9}  cuda")
-    for name in ops.__all__:
+    for name in sorted(declared):
         print(f"{name:{names}}  {_runs(name, 'CPU'):9}  {_runs(name, 'CUDA')}")
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from pxfast import _native
 
 _library = torch.library.Library("pxfast", "FRAGMENT")
+declared: list[str] = []  # the names of all operators
 
 
 def declare(schema: str, fake: Callable[..., Any], reference: Callable[..., Any]) -> None:
@@ -23,6 +24,7 @@ def declare(schema: str, fake: Callable[..., Any], reference: Callable[..., Any]
             checked the arguments, and says so the first time.
     """
     name = schema.partition("(")[0]
+    declared.append(name)
 
     def fallback(*args: Any, **kwargs: Any) -> Any:
         fake(*args, **kwargs)
