@@ -77,7 +77,8 @@ def sparse_dual_conv2d_pays(value: Tensor, weight: Tensor, density: float) -> bo
     """Whether `sparse_dual_conv2d` is expected to beat two dense convolutions.
 
     The rule: there are kernels for value's device and dtype, and the mask keeps at most 40% of the
-    weights, or a quarter where maps have no more than 64 positions. `python bench/run.py sparse-dual-conv2d` measures what it rests on.
+    weights, or a quarter where maps have no more than 64 positions. What it rests on is measured by
+    `python bench/run.py sparse-dual-conv2d`.
 
     Args:
         value: [N, C, H, W].
