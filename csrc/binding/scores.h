@@ -81,7 +81,8 @@ template <class Entry>
 Tensor on_device(std::vector<Entry>& table, const Tensor& like) {
   const auto bytes = static_cast<int64_t>(table.size() * sizeof(Entry));
   const Tensor here =
-      torch::stable::from_blob(table.data(), {bytes}, {1}, torch::stable::Device("cpu"), ScalarType::Byte);
+      torch::stable::from_blob(table.data(), {bytes}, {1},
+                               torch::stable::Device(torch::headeronly::DeviceType::CPU), ScalarType::Byte);
   return torch::stable::to(here, like.device());
 }
 #endif
