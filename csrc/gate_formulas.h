@@ -30,8 +30,9 @@ struct Formulas {
   using Value = typename Functions::Value;
 
   static PX_FORMULA Value all(Number v) { return Value{} + v; }
-  static PX_FORMULA Value smaller(const Value& a, const Value& b) { return a < b ? a : b; }
-  static PX_FORMULA Value larger(const Value& a, const Value& b) { return a > b ? a : b; }
+  // NaN where a is: an activation passes it on.
+  static PX_FORMULA Value smaller(const Value& a, const Value& b) { return b < a ? b : a; }
+  static PX_FORMULA Value larger(const Value& a, const Value& b) { return b > a ? b : a; }
 
   static PX_FORMULA Value clamp(const Value& z, Number low, Number high) {
     return smaller(larger(z, all(low)), all(high));

@@ -209,7 +209,7 @@ class Functional:
         if unused:
             warnings.warn(
                 f"the output never uses these weights, so they get no scores: {', '.join(unused)}",
-                stacklevel=5,
+                stacklevel=6,
             )
         found = {
             weight: self.masked(weight, values[weight].detach()).to(self.result)

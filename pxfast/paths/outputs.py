@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.utils._pytree import tree_leaves
 
-from pxfast.errors import DataError
+from pxfast.errors import DataError, RangeError
 from pxfast.paths.pathsum import PathSum
 from pxfast.paths.tensor import PathTensor
 
@@ -23,6 +23,7 @@ def output_paths(
 
     Raises:
         DataError: no output depends on the input, or one lacks the dimension of samples.
+        RangeError: an output is NaN, so gates on the way mean nothing.
     """
     leaves = [leaf for leaf in _leaves(selected(result, select)) if isinstance(leaf, PathTensor)]
     ends = []
@@ -36,6 +37,12 @@ def output_paths(
                 f"the model's output has shape {list(shape)} for {samples} samples; expected the "
                 "samples first. Select another output with output=, a key, an index or a function "
                 "of the model's result."
+            )
+        if not leaf.value.is_meta and bool(leaf.value.isnan().any()):
+            raise RangeError(
+                f"the model's own output holds NaN, because its values left the range of "
+                f"{leaf.value.dtype} on the way, so its gates mean nothing. Rescale the network, "
+                "or score it in float64 (model.double())."
             )
         ends.append((path, tuple(shape)))
     if not ends:

@@ -92,7 +92,7 @@ def test_two_hundred_plain_layers(criterion, density, gain, log2):
 
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_a_deep_network_that_was_pruned(criterion):
-    model = positive(plain(100), 20.0)
+    model = positive(plain(100), 0.75)
     x = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) + 0.5
     masks = pxfast.prune(model, x, density=0.05, rounds=3, criterion=criterion, progress=False)
     assert_as_in_float64(model, x, criterion, dict(masks))
@@ -100,7 +100,7 @@ def test_a_deep_network_that_was_pruned(criterion):
 
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_batches_of_very_different_scale_and_dense_outputs(criterion):
-    model = positive(nn.Sequential(*list(plain(100))[:-2]), 20.0)  # [N, 8, 8, 8]
+    model = positive(nn.Sequential(*list(plain(100))[:-2]), 0.75)  # [N, 8, 8, 8]
     generator = torch.Generator().manual_seed(0)
     one, other = (torch.rand(2, 3, 8, 8, generator=generator) + 0.5 for _ in range(2))
     masks = nets.random_masks(model, 0.7)
@@ -112,3 +112,13 @@ def test_batches_of_very_different_scale_and_dense_outputs(criterion):
     for name, score in scores.items():
         close(score, expected[name], DEEP_ARCHITECTURE, name)
         close(score, main[name], DEEP_ARCHITECTURE, name)  # the faint batches drown
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_a_forward_that_ends_in_nan_is_refused(criterion):
+    model = positive(nn.Sequential(*list(plain(100))[:-2]), 20.0)  # infinite, and 0·∞ in a mask
+    x = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) + 0.5
+    masks = nets.random_masks(model, 0.7)
+    with pytest.raises(pxfast.errors.RangeError, match="model's own output holds NaN"):
+        pxfast.score(model, x, criterion=criterion, masks=masks)
+    pxfast.score(model.double(), x.double(), criterion=criterion, masks=masks)

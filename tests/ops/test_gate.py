@@ -121,6 +121,15 @@ def test_every_number_of_16_bits_goes_through(backend: Backend):
         assert torch.equal(value, z) and (gated == 1).all()
 
 
+@pytest.mark.parametrize("dtype", [F32, F64, BF16, F16], ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_nan_stays_nan(backend: Backend, kind: tuple[str, float, float], dtype: torch.dtype):
+    z = normal(37, dtype=dtype)
+    z[::5] = torch.nan
+    value, _ = run(backend, z, paths(1, dtype=dtype), kind)
+    assert torch.equal(value.isnan(), z.isnan())
+
+
 # ---- sizes, layouts and narrow paths
 
 
