@@ -71,11 +71,16 @@ format: $(LINTERS) ## format Python and C++
 
 bench: $(INSTALLED) ## measure everything again (about an hour) and rewrite the tables
 	$(BIN)/python bench/run.py score --model resnet20
-	$(BIN)/python bench/run.py score --model vgg16
+	$(BIN)/python bench/run.py score --model resnet50 --repeats 3 --densities 1 0.5 0.02
+	$(BIN)/python bench/run.py score --model mobilenet_v2 --repeats 5 --densities 1 0.5
+	$(BIN)/python bench/run.py score --model vgg16 --images 16 --size 224 --repeats 3 --densities 1 0.5 0.02
 	$(BIN)/python bench/run.py prune --model resnet20
+	$(BIN)/python bench/run.py prune --model resnet50
 	$(BIN)/python bench/run.py official-noise
 	$(BIN)/python bench/run.py quality
 	$(BIN)/python bench/run.py squared-linear
+	$(BIN)/python bench/run.py sparse-dual-conv2d
+	$(BIN)/python bench/run.py gate
 	$(BIN)/python bench/run.py select
 	$(BIN)/python bench/run.py select-threshold
 	$(BIN)/python bench/run.py write-masks

@@ -83,7 +83,6 @@ def rounds_with_data() -> dict[str, object]:
     return row_of(result, **{"": "rounds that read the data"})
 
 
-@pytest.mark.xfail(reason="the target is missed by 2%: 2.46; see CHANGELOG.md")
 def test_rounds_that_read_the_data_are_fast(rounds_with_data: dict[str, object]) -> None:
     assert float(str(rounds_with_data["official ÷ pxfast"])) >= 2.5
 
@@ -91,3 +90,13 @@ def test_rounds_that_read_the_data_are_fast(rounds_with_data: dict[str, object])
 def test_rounds_that_read_the_data_are_small(rounds_with_data: dict[str, object]) -> None:
     mine, official = (float(str(rounds_with_data[f"{who} MiB"])) for who in ("pxfast", "official"))
     assert mine < 0.5 * official
+
+
+def test_selection_is_ten_times_faster_than_kthvalue_in_little_memory() -> None:
+    result = load(RESULTS / "select-vit-b-vit-l-cpu.json")
+    for model in ("vit-b", "vit-l"):
+        for way in ("pxfast threshold", "pxfast threshold and masks"):
+            ratio = row_of(result, model=model, way=way)["× torch.kthvalue"]
+            assert isinstance(ratio, dict) and ratio["median"] >= 10
+        extra = row_of(result, model=model, way="pxfast threshold")["extra MiB"]
+        assert float(str(extra)) * 2**20 < 1e6
