@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from emulated import build, gate_kernels, kernels, select_kernels
 from torch import Tensor
@@ -225,3 +226,11 @@ def _to_cuda(argument: Any) -> Any:
 
 
 BACKENDS = [Fallback(), *map(Native, instruction_sets()), Emulated(), Cuda()]
+
+
+def need(device: str, unavailable: str | None) -> None:
+    """Skip a test whose device is missing; fail it where PXFAST_REQUIRE names the device."""
+    if unavailable is not None and device in os.environ.get("PXFAST_REQUIRE", "").split(","):
+        pytest.fail(f"PXFAST_REQUIRE={device}: {unavailable}")
+    if unavailable is not None:
+        pytest.skip(f"{device}: {unavailable}")

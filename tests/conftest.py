@@ -10,17 +10,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
-from backends import BACKENDS, Backend
-
-REQUIRED = os.environ.get("PXFAST_REQUIRE", "").split(",")
-
-
-def need(device: str, unavailable: str | None) -> None:
-    """Skip a test whose device is missing; fail it where PXFAST_REQUIRE names the device."""
-    if unavailable is not None and device in REQUIRED:
-        pytest.fail(f"PXFAST_REQUIRE={device}: {unavailable}")
-    if unavailable is not None:
-        pytest.skip(f"{device}: {unavailable}")
+from backends import BACKENDS, Backend, need
 
 
 @pytest.fixture(params=BACKENDS, ids=lambda backend: backend.name)

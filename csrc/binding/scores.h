@@ -9,28 +9,13 @@ namespace px::binding {
 using Tensors = std::vector<Tensor>;
 using Masks = std::vector<std::optional<Tensor>>;
 
-inline px::Dtype score_dtype(const std::string& op, const Tensor& score) {
-  switch (score.scalar_type()) {
-    case ScalarType::Float:
-      return px::Dtype::f32;
-    case ScalarType::Double:
-      return px::Dtype::f64;
-    case ScalarType::BFloat16:
-      return px::Dtype::bf16;
-    case ScalarType::Half:
-      return px::Dtype::f16;
-    default:
-      fail(op + ": scores must be float32, float64, bfloat16 or float16, got " + text(score.scalar_type()));
-  }
-}
-
 inline void check_scores(const std::string& op, const Tensors& scores, const Masks& alive) {
   if (scores.empty()) fail(op + ": scores must hold at least one tensor");
   if (alive.size() != scores.size()) {
     fail(op + ": alive must hold one entry for each of the " + std::to_string(scores.size()) +
          " scores, got " + std::to_string(alive.size()));
   }
-  score_dtype(op, scores[0]);
+  element_dtype(op, "scores", scores[0]);
   for (size_t i = 0; i < scores.size(); ++i) {
     const std::string name = "scores[" + std::to_string(i) + "]", mask = "alive[" + std::to_string(i) + "]";
     if (scores[i].scalar_type() != scores[0].scalar_type()) {
@@ -63,7 +48,7 @@ struct ScoreArrays {
   px::Dtype dtype;
 
   ScoreArrays(const std::string& op, const Tensors& tensors, const Masks& masks)
-      : dtype(score_dtype(op, tensors[0])) {
+      : dtype(element_dtype(op, "scores", tensors[0])) {
     for (size_t i = 0; i < tensors.size(); ++i) {
       scores.emplace_back(tensors[i]);
       alive.emplace_back(masks[i]);

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from backends import Backend, instruction_set
+from backends import Backend, instruction_set, need
 from tolerances import sum_of_products
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
@@ -244,8 +244,7 @@ def test_bad_device_on_a_gpu(device: torch.device, name: str):
 
 @pytest.mark.parametrize("T", [1, 16])
 def test_nothing_of_the_weights_size_is_allocated(T: int):
-    if _native.problem is not None:
-        pytest.skip(_native.problem)
+    need("cpu", _native.problem)
     a = arguments(T, 1024, 512)
     with torch.profiler.profile(profile_memory=True) as profile:
         ops.squared_linear(a["x"], a["weight"], a["mask"])
@@ -289,8 +288,7 @@ print(_native.describe())
 
 
 def test_what_was_built_is_described():
-    if _native.problem is not None:
-        pytest.skip(_native.problem)
+    need("cpu", _native.problem)
     description = _native.describe()
     assert set(description) == {"kernels", "cpu", "cuda"}
     with instruction_set("base"):

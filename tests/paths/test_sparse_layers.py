@@ -5,6 +5,7 @@ from __future__ import annotations
 import nets
 import pytest
 import torch
+from backends import need
 from tolerances import DEEP_NET, close
 from torch import nn
 
@@ -15,7 +16,10 @@ from pxfast.reference import px
 
 F32, F64 = torch.float32, torch.float64
 
-pytestmark = pytest.mark.skipif(_native.problem is not None, reason="no native kernels")
+
+@pytest.fixture(scope="module", autouse=True)
+def kernels():
+    need("cpu", _native.problem)
 
 
 @pytest.fixture
