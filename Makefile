@@ -13,6 +13,8 @@ PIP := $(BIN)/python -m pip install -c constraints.txt
 # The build finds the pinned cmake and ninja before the system's.
 export PATH := $(abspath $(BIN)):$(PATH)
 CPP_SOURCES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+# Tests that need one of these fail without it, and never skip.
+LIBRARIES := torchvision,timm,torch_pruning,lightning,transformers,accelerate,onnx,onnxscript,nncf,modelopt
 NATIVE_SOURCES := setup.py CMakeLists.txt $(shell find csrc -type f)
 
 # Stamps: what a file of this name says is done, is done.
@@ -34,7 +36,7 @@ $(TOOLS): constraints.txt pyproject.toml | $(BIN)/python
 	touch $@
 
 $(INSTALLED): $(TOOLS) $(NATIVE_SOURCES)
-	$(PIP) --no-build-isolation -e '.[demo,test]'
+	$(PIP) --no-build-isolation -e '.[demo,integrations,test]'
 	$(PIP) --no-deps torchvision timm  # their dependencies would fetch another torch
 	$(PIP) pyyaml huggingface_hub safetensors  # what timm imports besides
 	touch $@
@@ -47,7 +49,7 @@ demo: $(INSTALLED) ## prune ResNet-20 on handwritten digits to 2% density, train
 	$(BIN)/python examples/demo.py
 
 test: $(INSTALLED) ## every test
-	PXFAST_REQUIRE=cpu,torchvision,timm $(BIN)/python -m pytest -n 2 --dist loadfile
+	PXFAST_REQUIRE=cpu,$(LIBRARIES) $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: lint-python lint-types lint-cpp lint-results ## every check that needs no run
 
@@ -63,6 +65,7 @@ lint-cpp: $(LINTERS)
 
 lint-results: $(TOOLS)
 	$(BIN)/python bench/tables.py --check
+	$(BIN)/python tests/integrations/matrix.py --check
 
 format: $(LINTERS) ## format Python and C++
 	$(BIN)/ruff check --fix .
@@ -86,8 +89,9 @@ bench: $(INSTALLED) ## measure everything again (about an hour) and rewrite the 
 	$(BIN)/python bench/run.py write-masks
 	$(MAKE) tables
 
-tables: $(TOOLS) ## write the tables of README.md and docs/results.md from bench/results
+tables: $(TOOLS) ## write the tables of the documents from bench/results and the tests
 	$(BIN)/python bench/tables.py
+	$(BIN)/python tests/integrations/matrix.py
 
 clean: ## remove everything that make has made, .venv included
 	rm -rf $(VENV) build dist demo-output *.egg-info pxfast/*.so

@@ -1,4 +1,4 @@
-"""Libraries of models, also where their compiled operators do not load."""
+"""Libraries that tests and benchmarks use, also where their compiled operators do not load."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _KEPT_ALIVE: list[Any] = []
 
 
 def load(name: str) -> Any:
-    """Import torchvision or timm.
+    """Import a library without its warnings.
 
     Args:
-        name: "torchvision" or "timm", or a module of theirs.
+        name: a module, such as "torchvision", "timm.layers" or "lightning".
 
     Raises:
         Exception: whatever the import raises; wheels built for another torch fail in many ways.

@@ -5,7 +5,7 @@ masks = scores.masks(density=0.02)                # one shot
 masks = pxfast.prune(model, data, density=0.02)   # 100 rounds, as the paper does
 """
 
-from pxfast import criteria, errors, models, ops, patterns, report
+from pxfast import criteria, errors, integrations, models, ops, patterns, report
 from pxfast._version import __version__
 from pxfast.bound import ntk_trace_bound
 from pxfast.data import balanced_subset
@@ -22,6 +22,7 @@ __all__ = [
     "balanced_subset",
     "criteria",
     "errors",
+    "integrations",
     "models",
     "ntk_trace_bound",
     "ops",

@@ -1,4 +1,4 @@
-"""Libraries of models that tests need. PXFAST_REQUIRE=torchvision,timm makes them mandatory."""
+"""Libraries that tests need. PXFAST_REQUIRE=timm,lightning makes these mandatory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bench._libraries import load
 
 
 def library(name: str) -> Any:
-    """Import torchvision or timm; skip the test, or fail it where the library is required."""
+    """Import a library by its module's name; skip the test, or fail it where it is required."""
     try:
         return load(name)
     except Exception as error:  # wheels built for another torch fail in many ways

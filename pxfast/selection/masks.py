@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pxfast.errors import MaskError
 from pxfast.selection.files import pack_masks, read_tensors, unpack_masks, write_tensors
 from pxfast.selection.named import NamedTensors
-from pxfast.selection.weights import apply_masks
+from pxfast.selection.weights import apply_masks, own_masks
 
 KIND = "pxfast.masks"
 Model = TypeVar("Model", bound=nn.Module)
@@ -120,6 +120,28 @@ class Masks(NamedTensors):
         """
         apply_masks(model, self, in_place=in_place)
         return model
+
+    @classmethod
+    def from_model(cls, model: nn.Module) -> Masks:
+        """Reads the masks that a model carries, by torch.nn.utils.prune or `apply_`.
+
+        Args:
+            model: The model, also wrapped by torch.compile or DDP.
+
+        Returns:
+            Masks of the weights that have one, in the model's parameter order; a shared weight
+            counts once, under its first name.
+
+        Raises:
+            MaskError: If the model has none, also after ``torch.nn.utils.prune.remove``, which
+                leaves only zeros.
+        """
+        if not (masks := own_masks(model)):
+            raise MaskError(
+                "the model carries no masks: none were applied to it, or they were made permanent, "
+                "which leaves only zeros"
+            )
+        return cls(masks)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the masks as safetensors, one bit a weight, with their provenance.

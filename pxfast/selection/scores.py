@@ -7,11 +7,12 @@ import warnings
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pxfast.batches import is_finite
 from pxfast.errors import FileFormatError, MaskError, RangeError
 from pxfast.selection.files import read_tensors, write_tensors
+from pxfast.selection.importance import importance_scores
 from pxfast.selection.masks import Masks, as_masks
 from pxfast.selection.named import NamedTensors
 from pxfast.selection.patterns import Pattern, named
@@ -116,6 +117,26 @@ class Scores(NamedTensors):
                     f"expected the scores' shape {list(self[name].shape)}"
                 )
         return alive
+
+    def as_importance_scores(self, model: nn.Module) -> dict[tuple[nn.Module, str], Tensor]:
+        """Returns the scores as ``torch.nn.utils.prune.global_unstructured`` takes them.
+
+        That function takes the magnitude of a parameter that has no scores. With what this returns
+        it raises a MaskError instead, which names the parameter: leave it out of ``parameters``.
+        The output projection of nn.MultiheadAttention is refused too, since its hooks never run;
+        `Masks.apply_` masks it.
+
+        Args:
+            model: The model that was scored.
+
+        Returns:
+            Scores by ``(module, "weight")``, on the device of each weight; those of a shared weight
+            at each of its places.
+
+        Raises:
+            MaskError: If a name or a shape is not one of the model's.
+        """
+        return importance_scores(model, self)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the scores as safetensors, atomically: the file is whole or as it was before.

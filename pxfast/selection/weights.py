@@ -107,14 +107,14 @@ def find_weight(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     raise MaskError(f"the model has no weight '{name}'; it has for example {', '.join(close)}")
 
 
-def check_fit(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Raises a MaskError unless every mask names a weight of the model and has its shape."""
-    for name, mask in masks.items():
+def check_fit(model: nn.Module, tensors: Mapping[str, Tensor], what: str = "mask") -> None:
+    """Raises a MaskError unless every tensor names a weight of the model and has its shape."""
+    for name, tensor in tensors.items():
         shape = weight_shape(*find_weight(model, name))
-        if mask.shape != shape:
+        if tensor.shape != shape:
             raise MaskError(
-                f"the mask of '{name}' has shape {list(mask.shape)}, the weight has "
-                f"{list(shape)}: are the masks of another model?"
+                f"the {what} of '{name}' has shape {list(tensor.shape)}, the weight has "
+                f"{list(shape)}: are the {what}s of another model?"
             )
 
 
@@ -162,8 +162,7 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor], *, in_place: bool
         MaskError: If a mask does not fit, two masks meet in one parameter, or a weight cannot be
             masked in this way. The model is then unchanged.
     """
-    check_fit(model, masks)
-    plan = _plan(model, masks)
+    plan = placed(model, masks)
     if in_place:
         for place, _ in plan:
             if parametrize.is_parametrized(place.module, place.attribute):
@@ -172,24 +171,62 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor], *, in_place: bool
                     f"place: use in_place=False, or call torch.nn.utils.parametrize."
                     f"remove_parametrizations(module, '{place.attribute}') first"
                 )
-    called_by_parent = {
-        id(module.out_proj)
-        for module in unwrapped(model).modules()
-        if isinstance(module, nn.MultiheadAttention)
-    }
+    without_hooks = never_called(model)
     for place, mask in plan:
         mask = mask.to(place.parameter.device)
         if in_place:
             _zero(place, mask)
         elif (
             parametrize.is_parametrized(place.module, place.attribute)
-            # Attention reads out_proj.weight without calling out_proj: no pre-hook would run.
-            or id(place.module) in called_by_parent
+            or place.module in without_hooks
         ):
             step = MaskParametrization(mask.clone())
             parametrize.register_parametrization(place.module, place.attribute, step)
         else:
             prune.custom_from_mask(place.module, place.attribute, mask)
+
+
+def placed(
+    model: nn.Module, tensors: Mapping[str, Tensor], what: str = "mask"
+) -> list[tuple[Place, Tensor]]:
+    """Returns each place that a mask, or other tensor of a weight's shape, reaches, ties included.
+
+    Raises:
+        MaskError: If one does not fit, two different ones meet in one parameter, or a weight is no
+            parameter.
+    """
+    check_fit(model, tensors, what)
+    shared: dict[int, list[Place]] = {}
+    for place in places(model):
+        shared.setdefault(id(place.parameter), []).append(place)
+    claimed: dict[int, str] = {}
+    plan: list[tuple[Place, Tensor]] = []
+    for name, tensor in tensors.items():
+        parameter = stored_parameter(*find_weight(model, name))
+        if parameter is None:
+            raise MaskError(
+                f"'{name}' is no parameter: a hook or the module computes it. For weight norm and "
+                f"spectral norm use torch.nn.utils.parametrizations instead of the older hooks"
+            )
+        other = claimed.setdefault(id(parameter), name)
+        if other == name:
+            plan.extend((place, tensor) for place in shared[id(parameter)])
+        elif not torch.equal(tensors[other].cpu(), tensor.cpu()):
+            raise MaskError(
+                f"'{other}' and '{name}' are one shared weight but have two different {what}s: "
+                f"keep one of them"
+            )
+    return plan
+
+
+def never_called(model: nn.Module) -> set[nn.Module]:
+    """Returns modules whose weights are read by their parent, which never calls them: attention
+    does so with its output projection, whose hooks therefore never run."""
+    return {
+        module.out_proj
+        for module in unwrapped(model).modules()
+        if isinstance(module, nn.MultiheadAttention)
+    }
 
 
 def _visible(module: nn.Module, stored: str) -> str:
@@ -201,31 +238,6 @@ def _visible(module: nn.Module, stored: str) -> str:
 def _chain(module: nn.Module, attribute: str) -> parametrize.ParametrizationList:
     """Returns the parametrizations of a weight."""
     return cast(nn.ModuleDict, module.parametrizations)[attribute]  # type: ignore[return-value]
-
-
-def _plan(model: nn.Module, masks: Mapping[str, Tensor]) -> list[tuple[Place, Tensor]]:
-    """Returns each place that a mask reaches, ties included, with its mask."""
-    shared: dict[int, list[Place]] = {}
-    for place in places(model):
-        shared.setdefault(id(place.parameter), []).append(place)
-    claimed: dict[int, str] = {}
-    plan: list[tuple[Place, Tensor]] = []
-    for name, mask in masks.items():
-        parameter = stored_parameter(*find_weight(model, name))
-        if parameter is None:
-            raise MaskError(
-                f"'{name}' is no parameter: a hook or the module computes it. For weight norm and "
-                f"spectral norm use torch.nn.utils.parametrizations instead of the older hooks"
-            )
-        other = claimed.setdefault(id(parameter), name)
-        if other == name:
-            plan.extend((place, mask) for place in shared[id(parameter)])
-        elif not torch.equal(masks[other].cpu(), mask.cpu()):
-            raise MaskError(
-                f"'{other}' and '{name}' are one shared weight but have two different masks: "
-                f"keep one of them"
-            )
-    return plan
 
 
 def _zero(place: Place, mask: Tensor) -> None:

@@ -1,0 +1,101 @@
+"""What the tests of this folder cover, library by library, and the table of it in
+docs/integrations.md.
+
+    python tests/integrations/matrix.py           # writes the table
+    python tests/integrations/matrix.py --check   # fails if it is stale
+
+A row's adapter is the stem of three files: pxfast/integrations/<adapter>.py,
+tests/integrations/test_in_<adapter>.py and examples/in_<adapter>.py.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PAGE = ROOT / "docs" / "integrations.md"
+MARKED = re.compile(r"(?<=<!-- table -->\n).*?(?=<!-- end of table -->)", re.DOTALL)
+
+
+class Row(NamedTuple):
+    """One library, or one group of libraries that share an adapter.
+
+    Attributes:
+        library: What users call it.
+        packages: Its packages on PyPI, pinned in constraints.txt.
+        modules: What to import; PXFAST_REQUIRE takes these names.
+        extra: The extra of pxfast that installs it, "" for torch's own parts.
+        adapter: Stem of its files.
+        write: What one writes, in Markdown.
+        cannot: What it cannot do, in Markdown.
+        version: What was tested, where no package says it.
+    """
+
+    library: str
+    packages: tuple[str, ...]
+    modules: tuple[str, ...]
+    extra: str
+    adapter: str
+    write: str
+    cannot: str
+    version: str = ""
+
+
+MATRIX = (
+    Row(
+        "torch.nn.utils.prune",
+        ("torch",),
+        ("torch",),
+        "",
+        "torch_utils_prune",
+        "`prune.global_unstructured(parameters, PXUnstructured, "
+        "scores.as_importance_scores(model), amount=0.9)`, `PXUnstructured.apply(…)`, "
+        "`masks.apply_(model)`, `Masks.from_model(model)`",
+        "prune parametrized weights, or the output projection of nn.MultiheadAttention, by torch's "
+        "own functions: their hooks never run there. `masks.apply_` can",
+    ),
+)
+
+
+def pinned() -> dict[str, str]:
+    """Versions by package, as CI installs them."""
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    return dict(line.split("==") for line in lines if "==" in line)
+
+
+def table(rows: tuple[Row, ...] = MATRIX) -> str:
+    """The table of docs/integrations.md."""
+    pins = pinned()
+    lines = [
+        "| library | version tested | install | one writes | it cannot |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        version = row.version or ", ".join(
+            pins[package] if len(row.packages) == 1 else f"{package} {pins[package]}"
+            for package in row.packages
+        )
+        install = f"`pxfast[{row.extra}]`" if row.extra else "nothing more"
+        library = f"[{row.library}](../examples/in_{row.adapter}.py)"
+        lines.append(f"| {library} | {version} | {install} | {row.write} | {row.cannot} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Write the table, or with ``--check`` return 1 if it differs."""
+    text = PAGE.read_text(encoding="utf-8")
+    wanted = MARKED.sub(lambda _: table(), text)
+    if wanted == text:
+        return 0
+    if "--check" in sys.argv:
+        print(f"{PAGE.relative_to(ROOT)} is stale: run make tables")
+        return 1
+    PAGE.write_text(wanted, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
