@@ -57,6 +57,20 @@ MATRIX = (
         "prune parametrized weights, or the output projection of nn.MultiheadAttention, by torch's "
         "own functions: their hooks never run there. `masks.apply_` can",
     ),
+    Row(
+        "Synaptic-Flow, the official PX code, NTK-SAP, and their forks",
+        (),
+        ("torch",),
+        "",
+        "synflow",
+        "`from pxfast.integrations.synflow import PX`, then their `prune_loop` as it is; "
+        "`PX(…, per_class=10)` where the loader is the whole training set",
+        "score biases, norms and identity shortcuts (`prune_bias`, `prune_batchnorm`, "
+        "`prune_residual`)",
+        "interfaces of [Synaptic-Flow](https://github.com/ganguli-lab/Synaptic-Flow), "
+        "[px-ntk-pruning](https://github.com/iurada/px-ntk-pruning) and "
+        "[NTK-SAP](https://github.com/YiteWang/NTK-SAP), rewritten in the tests",
+    ),
 )
 
 
