@@ -223,6 +223,9 @@ def _assembled(weights: Weights, provenance: dict[str, Any]) -> Scores:
 
 def _underflowed(weights: Weights, name: str) -> int:
     """How many kept weights are not 0 although their squares are."""
+    scores = weights.saliency[name]
+    if scores.numel() and float(scores.amin()) > 0:  # then no square was 0
+        return 0
     theta = weights.used[name].theta.to(weights.dtype)
     if theta.numel() and float(theta.square().amin()) > 0:  # masked weights included
         return 0

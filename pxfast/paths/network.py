@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from pxfast.paths.tensor import PathTensor
     from pxfast.paths.weights import Weights
 
+_AS_IT_IS = contextlib.nullcontext()  # entered at every function: one for all
+
 
 class NeedsValuesError(Exception):
     """The model's forward looked at values in a pass that was run on shapes alone; the pass is run
@@ -82,8 +84,10 @@ class Network:
         not quick; `entrywise`, `broadcast` and `shaped` are the short cuts for the most common
         functions.
         """
-        args, kwargs = self._values(args), self._values(kwargs)
-        with torch.no_grad():
+        args = tuple(map(self._values, args))
+        if kwargs:
+            kwargs = {name: self._values(argument) for name, argument in kwargs.items()}
+        with torch.no_grad() if torch.is_grad_enabled() else _AS_IT_IS:
             if not self.values:
                 with Shapes():
                     return func(*args, **kwargs)
@@ -95,12 +99,10 @@ class Network:
     def _values(self, argument: Any) -> Any:
         """The arguments of a torch function with values in place of PathTensors."""
         if isinstance(argument, Tensor):
-            value = argument.value if hasattr(argument, "path") else argument  # type: ignore[attr-defined]
+            value = getattr(argument, "value", argument)
             return value if self.values or value.is_meta else value.detach().to("meta")
         if type(argument) in (tuple, list):
-            return type(argument)(self._values(item) for item in argument)
-        if type(argument) is dict:
-            return {key: self._values(item) for key, item in argument.items()}
+            return type(argument)(map(self._values, argument))
         return argument
 
     def broadcast(self, func: Callable[..., Any], x: Any, y: Any, **kwargs: Any) -> Any:
@@ -185,6 +187,8 @@ class Network:
         shapes = self.path_device.type == "meta"
         inference = torch.is_inference_mode_enabled()  # the model's own: PathTensors need versions
         if not (autocast or shapes or inference):  # at every function: as little as is needed
+            if torch.is_grad_enabled() == self.differentiate:
+                return _AS_IT_IS
             return torch.set_grad_enabled(self.differentiate)
         contexts = contextlib.ExitStack()
         if inference:

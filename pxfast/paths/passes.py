@@ -9,6 +9,7 @@ alone, computed on shapes: its output is constant along every dimension but the 
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -278,9 +279,12 @@ class Passes:
         structure = self._structure_of(batch)
         if not structure.separable:
             return batch.size
-        weights = sum(parameter.nbytes for parameter in self.model.parameters())
-        wanted = max(PART_BYTES, PART_WEIGHTS * weights)
+        wanted = max(PART_BYTES, PART_WEIGHTS * self._weight_bytes)
         return max(1, math.ceil(wanted / max(1, structure.bytes)))
+
+    @functools.cached_property
+    def _weight_bytes(self) -> int:
+        return sum(parameter.nbytes for parameter in self.model.parameters())
 
     def _checked(self, result: Tensor, exponent: Exponent) -> float:
         """log2 of R; an error where it is 0 or not finite, or where there is nothing to score."""

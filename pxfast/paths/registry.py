@@ -7,6 +7,7 @@ docs/extending.md.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -89,24 +90,23 @@ def in_place_target(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
     if kwargs.get("out") is not None:
         raise NoRuleError("out= is not supported while scoring; assign the result instead")
-    name = getattr(func, "__name__", "")
-    in_place = (
-        kwargs.get("inplace")
-        or name in _IN_PLACE
-        or (name.endswith("_") and not name.endswith("__"))
-    )
-    if not in_place and func in _INPLACE_POSITION:
-        position = _INPLACE_POSITION[func]
-        in_place = len(args) > position and args[position] is True
-    if not in_place:
-        return None
+    if not (kwargs.get("inplace") or _always_in_place(func)):
+        position = _INPLACE_POSITION.get(func)
+        if position is None or len(args) <= position or args[position] is not True:
+            return None
     target = args[0] if args else kwargs.get("input")
     if not isinstance(target, PathTensor):
         raise NoRuleError(
-            f"{name} writes a path into a tensor that carries none. Build the result out of place, "
+            f"{func.__name__} writes a path into a tensor that carries none. Build the result out of place, "
             "for example with torch.cat or torch.stack."
         )
     return target
+
+
+@functools.cache
+def _always_in_place(func: Any) -> bool:
+    name = getattr(func, "__name__", "")
+    return name in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
 
 
 _IN_PLACE = {f"__i{name}__" for name in ("add", "sub", "mul", "truediv", "div", "pow")} | {

@@ -85,10 +85,26 @@ def _laid_out(
 def _dtype_of_numbers(func: Any, args: Any, kwargs: Any) -> torch.dtype:
     """The dtype that the function makes of one number in place of each tensor."""
 
-    def single(arg: Any) -> Any:
-        return torch.ones([1] * arg.dim(), dtype=arg.dtype) if isinstance(arg, Tensor) else arg
+    key = (func, *map(_kind, args), *((name, _kind(arg)) for name, arg in kwargs.items()))
+    if key not in _DTYPES:
 
-    return func(*map(single, args), **{key: single(arg) for key, arg in kwargs.items()}).dtype
+        def single(arg: Any) -> Any:
+            return torch.ones([1] * arg.dim(), dtype=arg.dtype) if isinstance(arg, Tensor) else arg
+
+        made = func(*map(single, args), **{name: single(arg) for name, arg in kwargs.items()})
+        _DTYPES[key] = made.dtype
+    return _DTYPES[key]
+
+
+_DTYPES: dict[tuple[Any, ...], torch.dtype] = {}
+
+
+def _kind(argument: Any) -> Any:
+    """What the dtype of a result depends on: of a number its type, of a tensor the dtype and
+    whether it is one."""
+    if isinstance(argument, Tensor):
+        return argument.dtype, argument.dim()
+    return type(argument) if isinstance(argument, (int, float, list)) else argument
 
 
 def _common_dtype(args: Any, kwargs: Any) -> torch.dtype:

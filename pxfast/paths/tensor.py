@@ -12,6 +12,7 @@ silently.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -58,15 +59,14 @@ class PathTensor(Tensor):
             dtype=value.dtype,
             device=device,
         )
-        self.become(value, path)
+        self.value, self.path, self._version_seen = value, path, value._version
         return self
 
     def become(self, value: Tensor, path: PathSum | None) -> None:
         """Take over the result of an in-place operation; other views of the old value are stale
         from now on."""
-        old = getattr(self, "value", None)
-        if old is not None and value is not old:
-            torch.autograd.graph.increment_version(old)
+        if value is not self.value:
+            torch.autograd.graph.increment_version(self.value)
         self.value, self.path = value, path
         self._version_seen = value._version
 
@@ -139,7 +139,9 @@ class Interpreter(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         network = self.network
-        path_tensors = list(find_path_tensors(args, kwargs))
+        path_tensors = path_tensors_in(args)
+        if kwargs:
+            path_tensors += path_tensors_in(kwargs.values())
         if not path_tensors:
             result = func(*args, **kwargs)
             network.weights.follow(func, args, kwargs, result)
@@ -147,9 +149,10 @@ class Interpreter(TorchFunctionMode):
         entry = registry.find(func)
         if entry is None:
             raise NoRuleError(registry.missing_rule(func, network.weights.where()))
-        if not entry.metadata:
-            for tensor in path_tensors:
-                tensor.check_fresh()
+        if entry.metadata:
+            return entry.rule(network, func, *args, **kwargs)
+        for tensor in path_tensors:
+            tensor.check_fresh()
         target = registry.in_place_target(func, args, kwargs)
         with network.path_arithmetic():
             result = entry.rule(network, func, *args, **kwargs)
@@ -157,8 +160,7 @@ class Interpreter(TorchFunctionMode):
             target.become(result.value, result.path)
             target.opening, target.mean_of = result.opening, result.mean_of
             result = target
-        if not entry.metadata:
-            self._note_lineage(path_tensors, result, target)
+        self._note_lineage(path_tensors, result, target)
         return result
 
     def _note_lineage(self, operands: list[PathTensor], result: Any, target: Any) -> None:
@@ -166,7 +168,7 @@ class Interpreter(TorchFunctionMode):
         ancestors = 0
         for operand in operands:
             ancestors |= operand.lineage
-        for made in find_path_tensors((result,), {}):
+        for made in path_tensors_in((result,)):
             if made.own and made is not target:
                 continue  # the rule handed an operand through
             if made.path is None and made.ended is None:
@@ -176,10 +178,12 @@ class Interpreter(TorchFunctionMode):
             made.own = 1 << self._count
 
 
-def find_path_tensors(args: Any, kwargs: Any) -> Any:
-    """The PathTensors among the arguments of a torch function, also inside lists and tuples."""
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, PathTensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from find_path_tensors(value, {})
+def path_tensors_in(arguments: Iterable[Any]) -> list[PathTensor]:
+    """The PathTensors among arguments of a torch function, also inside lists and tuples."""
+    found = []
+    for argument in arguments:
+        if isinstance(argument, PathTensor):
+            found.append(argument)
+        elif isinstance(argument, (list, tuple)):
+            found += path_tensors_in(argument)
+    return found
