@@ -18,4 +18,4 @@ def library(name: str) -> Any:
         reason = f"{name} cannot be imported: {type(error).__name__}: {error}"
         if name in os.environ.get("PXFAST_REQUIRE", "").split(","):
             pytest.fail(f"PXFAST_REQUIRE={name}: {reason}")
-        pytest.skip(reason)
+        pytest.skip(reason, allow_module_level=True)

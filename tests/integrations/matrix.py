@@ -71,6 +71,16 @@ MATRIX = (
         "[px-ntk-pruning](https://github.com/iurada/px-ntk-pruning) and "
         "[NTK-SAP](https://github.com/YiteWang/NTK-SAP), rewritten in the tests",
     ),
+    Row(
+        "Lightning",
+        ("lightning",),
+        ("lightning",),
+        "lightning",
+        "lightning",
+        "`Trainer(callbacks=[PXPruning(density=0.05)])`",
+        "prune under FSDP, DeepSpeed or tensor parallelism, where no process holds whole weights; "
+        "prune parametrized weights; prune again during training",
+    ),
 )
 
 
