@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pxfast.errors import MaskError
 from pxfast.selection.files import pack_masks, read_tensors, unpack_masks, write_tensors
 from pxfast.selection.named import NamedTensors
-from pxfast.selection.weights import apply_masks, own_masks
+from pxfast.selection.weights import apply_masks, own_masks, zero_masks
 
 KIND = "pxfast.masks"
 Model = TypeVar("Model", bound=nn.Module)
@@ -122,26 +122,30 @@ class Masks(NamedTensors):
         return model
 
     @classmethod
-    def from_model(cls, model: nn.Module) -> Masks:
+    def from_model(cls, model: nn.Module, zeros: bool = False) -> Masks:
         """Reads the masks that a model carries, by torch.nn.utils.prune or `apply_`.
 
         Args:
             model: The model, also wrapped by torch.compile or DDP.
+            zeros: Read them from the zeros in the weights of all linear and convolution layers
+                instead: for a model whose masks were made permanent, by
+                ``torch.nn.utils.prune.remove`` or ``apply_(in_place=True)``.
 
         Returns:
             Masks of the weights that have one, in the model's parameter order; a shared weight
             counts once, under its first name.
 
         Raises:
-            MaskError: If the model has none, also after ``torch.nn.utils.prune.remove``, which
-                leaves only zeros.
+            MaskError: If there are none.
         """
-        if not (masks := own_masks(model)):
-            raise MaskError(
-                "the model carries no masks: none were applied to it, or they were made permanent, "
-                "which leaves only zeros"
-            )
-        return cls(masks)
+        if masks := zero_masks(model) if zeros else own_masks(model):
+            return cls(masks)
+        raise MaskError(
+            "the model has no linear or convolution layer"
+            if zeros
+            else "the model carries no masks. If they were made permanent, give zeros=True to read "
+            "them from the weights"
+        )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the masks as safetensors, one bit a weight, with their provenance.

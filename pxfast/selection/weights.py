@@ -17,6 +17,8 @@ from torch.nn.utils import parametrize, prune
 from pxfast.errors import MaskError
 from pxfast.unwrap import unwrapped
 
+LAYERS = (nn.Linear, nn.Bilinear, nn.modules.conv._ConvNd)
+
 
 class Place(NamedTuple):
     """A module's weight and the parameter that stores its numbers."""
@@ -110,7 +112,7 @@ def find_weight(model: nn.Module, name: str) -> tuple[nn.Module, str]:
 def check_fit(model: nn.Module, tensors: Mapping[str, Tensor], what: str = "mask") -> None:
     """Raises a MaskError unless every tensor names a weight of the model and has its shape."""
     for name, tensor in tensors.items():
-        shape = weight_shape(*find_weight(model, name))
+        shape = weight_value(*find_weight(model, name)).shape
         if tensor.shape != shape:
             raise MaskError(
                 f"the {what} of '{name}' has shape {list(tensor.shape)}, the weight has "
@@ -118,15 +120,16 @@ def check_fit(model: nn.Module, tensors: Mapping[str, Tensor], what: str = "mask
             )
 
 
-def weight_shape(module: nn.Module, attribute: str) -> torch.Size:
-    """Returns the shape of a weight; a parametrized one is computed in eval mode, for its state."""
+def weight_value(module: nn.Module, attribute: str) -> Tensor:
+    """Returns a weight without gradient; a parametrized one is computed in eval mode, for its
+    state."""
     if not parametrize.is_parametrized(module, attribute):
-        return getattr(module, attribute).shape
+        return getattr(module, attribute).detach()
     chain = _chain(module, attribute)
     modes = [(step, step.training) for step in chain.modules()]
     try:
         with torch.no_grad():
-            return chain.eval()().shape
+            return chain.eval()()
     finally:
         for step, training in modes:
             step.training = training
@@ -150,6 +153,20 @@ def own_masks(model: nn.Module) -> dict[str, Tensor]:
                 found[place.name] = torch.stack(steps).all(0)
         elif pruning_hook(place.module, place.attribute) is not None:
             found[place.name] = getattr(place.module, f"{place.attribute}_mask") != 0
+    return found
+
+
+def zero_masks(model: nn.Module) -> dict[str, Tensor]:
+    """Returns where the weights of linear and convolution layers are not 0, a shared weight under
+    its first name."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for place in places(model):
+        weight = place.attribute == "weight" and isinstance(place.module, LAYERS)
+        packed = place.attribute == "in_proj_weight"
+        if (weight or packed) and id(place.parameter) not in seen:
+            seen.add(id(place.parameter))
+            found[place.name] = weight_value(place.module, place.attribute) != 0
     return found
 
 

@@ -9,7 +9,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 from pxfast.errors import MaskError
 from pxfast.selection import Masks, find_weight
-from pxfast.selection.weights import own_masks, places, weight_shape
+from pxfast.selection.weights import own_masks, places, weight_value
 
 
 class Model(nn.Module):
@@ -32,7 +32,7 @@ def test_found_by_the_attribute(name, shape):
     owner = name.rpartition(".")[0]
     assert module is model.get_submodule(owner)
     assert getattr(module, attribute).shape == shape
-    assert weight_shape(module, attribute) == shape
+    assert weight_value(module, attribute).shape == shape
 
 
 @pytest.mark.parametrize("name", ["pruned.weight_orig", "normed.parametrizations.weight.orig",
@@ -53,7 +53,7 @@ def test_asking_for_a_shape_leaves_the_model_as_it_is():
     """Spectral norm moves its vectors whenever the weight is read in training mode."""
     layer = parametrizations.spectral_norm(nn.Linear(4, 3)).train()
     before = {name: value.clone() for name, value in layer.state_dict().items()}
-    assert weight_shape(layer, "weight") == (3, 4)
+    assert weight_value(layer, "weight").shape == (3, 4)
     assert all(module.training for module in layer.modules())
     assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
 
