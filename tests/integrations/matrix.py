@@ -58,6 +58,16 @@ MATRIX = (
         "own functions: their hooks never run there. `masks.apply_` can",
     ),
     Row(
+        "torch.ao.pruning",
+        ("torch",),
+        ("torch",),
+        "",
+        "torch_ao_pruning",
+        "`PXSparsifier(data, sparsity_level=0.9)`, then `prepare(model)`, `step()` and "
+        "`squash_mask()`, with or without a scheduler",
+        "be pickled with its data; give weights back when the level falls",
+    ),
+    Row(
         "Synaptic-Flow, the official PX code, NTK-SAP, and their forks",
         (),
         ("torch",),
