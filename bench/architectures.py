@@ -20,7 +20,7 @@ import pxfast
 from bench._libraries import load
 from bench._result import Result
 from pxfast.errors import PxfastError
-from pxfast.reference import px, px_rules
+from pxfast.reference import px
 
 # modules of timm whose networks are convolutional, some with attention in a few blocks
 TIMM_MODULES = [
@@ -86,8 +86,6 @@ def convnets(largest: float) -> list[str]:
 def build(name: str, **options: Any) -> nn.Module:
     """Return a network of timm in float64, its norms and biases not the identity."""
     timm = load("timm")
-    px_rules.LEAVES.add(timm.layers.padding.pad_same)
-    px_rules.RULES[timm.layers.padding.pad_same] = _pad_same
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -170,11 +168,6 @@ def difference(model: nn.Module, x: Tensor) -> float:
                 error = float((score - expected[weight]).abs().max()) / scale
                 largest = max(largest, math.inf if math.isnan(error) else error)
     return largest
-
-
-def _pad_same(net: Any, call: px_rules.Call) -> Tensor:
-    """The reference's rule for timm's padding, whose constant starts no path."""
-    return call.function(*call.args[:4])
 
 
 def _short(reason: Exception) -> str:

@@ -1,8 +1,9 @@
 """The definition of PX, literally: auxiliary networks h and g as changed copies of the real one.
 
-A deep copy of the model is traced with `torch.fx`. One pass over its graph is the real, masked
-network and records what every operation received; further passes over the same graph are the
-auxiliary networks, in which every operation is replaced by its rule (`px_rules`):
+A deep copy of the model runs on a batch and the torch operations it performs are recorded
+(`px_graph`). One pass over that graph is the real, masked network and records what every operation
+received; further passes over the same graph are the auxiliary networks, in which every operation is
+replaced by its rule (`px_rules`, `px_attention`):
 
     px        s_k = Σ_n h_k(x_n),   R = Σ_k s_k g_k,   S_j = θ_j² ∂R/∂(θ_j²)      reported as S/R
     px-joint  J = Σ_n Σ_k joint_k(x_n),                S_j = θ_j² ∂J/∂(θ_j²)      reported as S/J
@@ -24,7 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pxfast.reference.px_networks import Auxiliary, Real, Traced
+from pxfast.reference.px_graph import Copy
+from pxfast.reference.px_networks import Auxiliary, Real
 
 Data = Tensor | tuple[Any, ...] | Iterable[Any]
 
@@ -50,7 +52,7 @@ def score(
     """Return the normalised scores of every weight that a path crosses or a gate depends on.
 
     Args:
-        model: any network that `torch.fx` can trace and whose operations are in `px_rules.RULES`.
+        model: any network whose operations are in `px_rules.RULES`.
         data: a tensor or a tuple (inputs first) is one batch; anything else iterates over batches.
         criterion: "px" or "px-joint".
         masks: 0/1 or bool tensors by parameter name, besides those the model carries itself
@@ -73,18 +75,17 @@ def evaluate(
     batchnorm: str = "running",
 ) -> Result:
     """Like `score`, with R or J, s and g beside the scores."""
-    traced = Traced.of(model, masks, batchnorm)
-    batches = _batches(data)
+    copy = Copy(model, masks, batchnorm)
+    reals = _reals(copy, data)
     if criterion == "px":
-        s = _activation(traced, batches)
-        kernel = _kernel(traced, batches[0].shape[1:])
+        s = _activation(reals)
+        kernel = _kernel(reals[0])
         g = kernel.sums[0]
         terms = Terms.of(kernel, (s * g).sum(), _side_rows(kernel))
     elif criterion == "px-joint":
         s, g, parts = torch.zeros((), dtype=torch.float64), None, []
-        for x in batches:
-            joint = Auxiliary(traced, gated=True, weighted=True, real=Real.of(traced, x))
-            joint.run(x**2)
+        for real in reals:
+            joint = Auxiliary(real, real.x**2, gated=True, weighted=True)
             s = s + joint.sums.detach().sum(0)
             parts.append(Terms.of(joint, joint.sums.sum(), _side_rows(joint)))
         terms = functools.reduce(operator.add, parts)
@@ -92,7 +93,7 @@ def evaluate(
         raise ValueError(f"criterion must be 'px' or 'px-joint', got {criterion!r}")
     if not (math.isfinite(terms.total) and terms.total > 0):
         raise ValueError(f"{criterion}: the sum over all paths is {terms.total}, out of range")
-    return Result(terms.scores(traced.order), terms.total, s, None if g is None else g.detach())
+    return Result(terms.scores(copy.order), terms.total, s, None if g is None else g.detach())
 
 
 def path_activation(
@@ -102,7 +103,7 @@ def path_activation(
     batchnorm: str = "running",
 ) -> Tensor:
     """Return s_k = Σ_n h_k(x_n), [K] float64."""
-    return _activation(Traced.of(model, masks, batchnorm), _batches(data))
+    return _activation(_reals(Copy(model, masks, batchnorm), data))
 
 
 def path_kernel(
@@ -112,7 +113,9 @@ def path_kernel(
     batchnorm: str = "running",
 ) -> Tensor:
     """Return g_k, [K] float64, for inputs of shape [N, *input_shape]."""
-    return _kernel(Traced.of(model, masks, batchnorm), input_shape).sums[0].detach()
+    x = torch.ones(2, *input_shape, dtype=torch.float64)
+    (real,) = _reals(Copy(model, masks, batchnorm), x)
+    return _kernel(real).sums[0].detach()
 
 
 def ntk_trace_bound(
@@ -122,10 +125,9 @@ def ntk_trace_bound(
     batchnorm: str = "running",
 ) -> float:
     """Return Σ_{n,k} h_k(x_n) Σ_j ∂g_k/∂(θ_j²), which bounds tr Θ of a bias-free ReLU network."""
-    traced = Traced.of(model, masks, batchnorm)
-    batches = _batches(data)
-    kernel = _kernel(traced, batches[0].shape[1:])
-    R = (_activation(traced, batches) * kernel.sums[0]).sum()
+    reals = _reals(Copy(model, masks, batchnorm), data)
+    kernel = _kernel(reals[0])
+    R = (_activation(reals) * kernel.sums[0]).sum()
     names = list(kernel.squares)
     gradients = torch.autograd.grad(
         R, [kernel.squares[name] for name in names], allow_unused=True, materialize_grads=True
@@ -136,49 +138,52 @@ def ntk_trace_bound(
     )
 
 
-def _batches(data: Data) -> list[Tensor]:
-    """Return the inputs of every batch in float64 on the CPU."""
+def _reals(copy: Copy, data: Data) -> list[Real]:
+    """Run the real network on every batch, in float64 on the CPU."""
     batches = [data] if isinstance(data, Tensor | tuple) else list(data)
     if not batches:
         raise ValueError("reference.px: data holds no batch")
-    return [(b if isinstance(b, Tensor) else b[0]).detach().cpu().double() for b in batches]
+    reals = []
+    for batch in batches:
+        x = (batch if isinstance(batch, Tensor) else batch[0]).detach().cpu().double()
+        with copy.default_dtype():
+            reals.append(Real(copy.graph(x), x))
+    return reals
 
 
-def _activation(traced: Traced, batches: list[Tensor]) -> Tensor:
+def _activation(reals: list[Real]) -> Tensor:
     """Run h over the data: s_k = Σ_n h_k(x_n)."""
     s = torch.zeros((), dtype=torch.float64)
-    for x in batches:
-        h = Auxiliary(traced, gated=True, weighted=False, real=Real.of(traced, x))
-        h.run(x**2)
-        s = s + h.sums.sum(0)
+    for real in reals:
+        s = s + Auxiliary(real, real.x**2, gated=True, weighted=False).sums.sum(0)
     return s
 
 
-def _kernel(traced: Traced, input_shape: tuple[int, ...]) -> Auxiliary:
-    """Run g on ones, batch 1."""
-    g = Auxiliary(traced, gated=False, weighted=True)
-    g.run(torch.ones(1, *input_shape, dtype=torch.float64))
-    return g
+def _kernel(real: Real) -> Auxiliary:
+    """Run g on ones; every sample is the same, and the data does not enter."""
+    return Auxiliary(real, torch.ones_like(real.x), gated=False, weighted=True)
 
 
 @dataclass
 class Terms:
     """What one differentiated network contributes to the scores; those of batches add up.
 
-    A weight that only shapes a gate (squeeze-and-excite, gated linear units) lies on no value path.
-    For every product gate · value of the network, L is the sum of the path sums that open the gate;
-    the weights behind it get θ² ∂L/∂(θ²) · mass/L, where the mass is the total of the value branch.
+    A weight that only shapes a gate (queries and keys, squeeze-and-excite, gated linear units) lies
+    on no value path. For every product gate · value of the network, ℓ is the sum of the path sums
+    that open the gate; the weights behind it get θ² ∂ℓ/∂(θ²), accumulated over the batches together
+    with ℓ and with the mass, the total of the value branch. The sums are scaled at the end: to
+    mass/ℓ times what they are, so that every layer of weights behind the gate totals the mass.
     """
 
     total: float  # R or J
     main: dict[str, Tensor]  # θ² ∂total/∂(θ²)
     masses: list[float]  # for every product, the part of the total that goes through it
-    opening: list[float]  # for every product, L
-    side: list[dict[str, Tensor]]  # for every product, θ² ∂L/∂(θ²) on the side rows
+    opening: list[float]  # for every product, ℓ
+    side: list[dict[str, Tensor]]  # for every product, θ² ∂ℓ/∂(θ²) on the side rows
 
     @classmethod
     def of(cls, net: Auxiliary, total: Tensor, rows: dict[str, Tensor]) -> Terms:
-        """Differentiate `total` by all squared weights of `net`, every L by those of side rows."""
+        """Differentiate `total` by all squared weights of `net`, every ℓ by those of side rows."""
         leaves = list(net.squares.values())
         outputs = [output for output, _ in net.products]
         openings = [opening for _, opening in net.products]
@@ -187,10 +192,11 @@ class Terms:
         )
         cotangents = gradients[len(leaves) :]
         side = []
-        for L in openings:
-            behind = torch.autograd.grad(
-                L, [net.squares[name] for name in rows], retain_graph=True, allow_unused=True
-            )
+        for ell in openings:
+            behind = [None] * len(rows)  # ℓ may depend on no weight
+            if rows and ell.requires_grad:
+                squares = [net.squares[name] for name in rows]
+                behind = torch.autograd.grad(ell, squares, retain_graph=True, allow_unused=True)
             terms = _terms(net, rows, behind)
             side.append({name: term * rows[name] for name, term in terms.items()})
         return cls(
@@ -200,7 +206,7 @@ class Terms:
                 0.0 if cotangent is None else (output * cotangent).sum().item()
                 for output, cotangent in zip(outputs, cotangents, strict=True)
             ],
-            opening=[L.item() for L in openings],
+            opening=[ell.item() for ell in openings],
             side=side,
         )
 
@@ -208,7 +214,8 @@ class Terms:
         """Return the terms of both batches."""
 
         def plus(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, Tensor]:
-            return {name: mine[name] + theirs[name] for name in mine}
+            both = {name: mine[name] + theirs[name] for name in mine.keys() & theirs.keys()}
+            return mine | theirs | both
 
         return Terms(
             self.total + other.total,
@@ -221,9 +228,9 @@ class Terms:
     def scores(self, order: list[str]) -> dict[str, Tensor]:
         """Return S/R by name in the order given: value paths, then side rows."""
         scores = dict(self.main)
-        for terms, L, mass in zip(self.side, self.opening, self.masses, strict=True):
+        for terms, ell, mass in zip(self.side, self.opening, self.masses, strict=True):
             for name, term in terms.items():
-                scores[name] = scores.get(name, 0.0) + term * (mass / L if L else 0.0)
+                scores[name] = scores.get(name, 0.0) + term * (mass / ell if ell else 0.0)
         return {name: scores[name] / self.total for name in sorted(scores, key=order.index)}
 
 
@@ -239,8 +246,8 @@ def _side_rows(net: Auxiliary) -> dict[str, Tensor]:
     """Return, for each weight with side rows, 1 on the rows that no value path leaves, else 0."""
     if not net.products:
         return {}
-    structure = Auxiliary(net.traced, gated=False, weighted=False, structure=True)
-    structure.run(torch.ones(1, *net.input_shape, dtype=torch.float64))
+    ones = torch.ones_like(net.real.x)
+    structure = Auxiliary(net.real, ones, gated=False, weighted=False, structure=True)
     leaves = structure.squares
     gradients = torch.autograd.grad(
         structure.sums.sum(), list(leaves.values()), allow_unused=True, materialize_grads=True

@@ -8,34 +8,57 @@ There are two switches, so one function states all three columns of a rule:
     g (kernel)      no      yes       the weights' factors: θ²·M, squared scales
     joint           yes     yes       both; what is applied as it is, is applied once
 
-`RULES` maps module types, functions and method names to rules; more can be added to it.
+`RULES` maps the names of aten operations to rules; more can be added to it. Attention has its own
+file, `px_attention`.
 """
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-PATH, GATE, PLAIN = "path", "gate", "plain"  # what a node carries: see `kind_of`
+aten = torch.ops.aten
+
+# What a node of the graph carries:
+PLAIN = "plain"  # a constant or a parameter, or computed from such alone
+PATH = "path"  # values that paths go through
+LOGITS = "logits"  # a product of queries and keys, on its way to a softmax
+ATTENTION = "attention"  # a softmax of logits or paths
+GATE = "gate"  # any other value without a path that depends on the sample
 
 
 @dataclass
 class Call:
-    """An operation of the traced network, as an auxiliary network meets it."""
+    """An operation of the graph, as an auxiliary network meets it. Arguments go by their names."""
 
     node: Any  # the fx.Node
-    function: Any  # the operation itself: a module, a function, a method
-    module: Any  # the same if it is a module, else None
-    args: tuple[Any, ...]  # path sums where the real network has activations
-    kwargs: dict[str, Any]
-    real: tuple[Any, ...]  # the real network's positional arguments (gated networks only)
-    kinds: tuple[Any, ...]  # PATH, GATE or PLAIN for each positional argument
+    operation: str
+    function: Callable[..., Any]
+    args: dict[str, Any]  # path sums where the real network has values with a path
+    real: dict[str, Any]  # the real network's
+    kinds: dict[str, Any]  # what they carry; a list for a list
+
+    def __call__(self, /, **changed: Any) -> Any:
+        """Return what the operation makes of the path sums, some arguments changed."""
+        return self.function(**self.args | changed)
+
+    @property
+    def path(self) -> Any:
+        """The first argument."""
+        return next(iter(self.args.values()))
+
+    @property
+    def z(self) -> Any:
+        """The first argument of the real network."""
+        return next(iter(self.real.values()))
+
+    def replacing(self, value: Tensor) -> Any:
+        """Return what the operation makes of another first argument."""
+        return self(**{next(iter(self.args)): value})
 
 
 class Network(Protocol):
@@ -48,24 +71,17 @@ class Network(Protocol):
         """Return θ²·M or the mask M of the weight that this call applies."""
         ...
 
-    def gate_of(self, call: Call) -> int:
-        """Return which of two path factors is the gate, 0 or 1."""
+    def gate_of(self, call: Call) -> str:
+        """Return which of two path factors is the gate: the name of an argument."""
         ...
 
 
-Rule = Callable[[Network, Call], Any]
+Rule = Callable[[Any, Call], Any]
 
 
 def linear(net: Network, call: Call) -> Tensor:
     """Weight → θ²·M or M, bias dropped; everything else of the layer as it is."""
-    if (module := call.module) is not None:
-        changed = {"weight": net.weight(call)}
-        if module.bias is not None:
-            changed["bias"] = torch.zeros_like(module.bias)
-        return torch.func.functional_call(module, changed, call.args, call.kwargs)
-    path, rest = call.args[0], call.args[3:]
-    named = {key: value for key, value in call.kwargs.items() if key not in ("weight", "bias")}
-    return call.function(path, net.weight(call), None, *rest, **named)
+    return call(weight=net.weight(call), bias=None)
 
 
 def gate(phi: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
@@ -82,18 +98,14 @@ def gate(phi: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
 
 def activation(net: Network, call: Call) -> Tensor:
     """× the squared gate of the real network; open in g."""
-    path, *rest = call.args
-    if not net.gated:
-        return path
-    phi = gate(lambda z: call.function(z, *rest, **call.kwargs), call.real[0])
-    return path * phi**2
+    return call.path * gate(call.replacing, call.z) ** 2 if net.gated else call.path
 
 
 def normalised(
-    net: Network, path: Tensor, variance: Tensor | None, gamma: Tensor | None, eps: float
+    net: Network, path: Tensor, variance: Tensor, gamma: Tensor | None, eps: float
 ) -> Tensor:
     """× 1/(σ²+ε) where σ² comes from the data, × γ² where the weights count."""
-    if net.gated and variance is not None:
+    if net.gated:
         path = path / (variance + eps)
     return path * gamma**2 if net.weighted and gamma is not None else path
 
@@ -105,133 +117,108 @@ def per_channel(vector: Tensor | None, like: Tensor) -> Tensor | None:
 
 def batch_norm(net: Network, call: Call) -> Tensor:
     """Running statistics: × γ²/(σ²+ε) in g. Without: × 1/(σ²_batch+ε) in h, × γ² in g."""
-    if (module := call.module) is not None:
-        path, running, gamma, eps = call.args[0], module.running_var, module.weight, module.eps
-        from_data = running is None
-    else:
-        given = dict(zip(_BATCH_NORM, call.args, strict=False)) | call.kwargs
-        path, running, gamma = given["input"], given["running_var"], given.get("weight")
-        eps, from_data = given.get("eps", 1e-5), given.get("training", False)
-    gamma = per_channel(gamma, path)
-    if from_data:
+    path, gamma, eps = call.path, per_channel(call.args["weight"], call.z), call.args["eps"]
+    if call.args.get("training", call.args.get("use_input_stats")):
         dims = [0, *range(2, path.dim())]
-        variance = call.real[0].var(dims, correction=0, keepdim=True) if net.gated else None
-        return normalised(net, path, variance, gamma, eps)
+        return normalised(net, path, call.z.var(dims, correction=0, keepdim=True), gamma, eps)
     if not net.weighted:
         return path
     scale = 1 if gamma is None else gamma**2
-    return path * scale / (per_channel(running, path) + eps)
-
-
-_BATCH_NORM = ("input", "running_mean", "running_var", "weight", "bias", "training", "", "eps")
+    return path * scale / (per_channel(call.args["running_var"], path) + eps)
 
 
 def layer_norm(net: Network, call: Call) -> Tensor:
     """× 1/(σ²+ε) of the sample's last dimensions in h, × γ² in g; centring dropped."""
-    if (module := call.module) is not None:
-        path, shape, gamma, eps = call.args[0], module.normalized_shape, module.weight, module.eps
-    else:
-        names = ("input", "normalized_shape", "weight", "bias", "eps")
-        given = dict(zip(names, call.args, strict=False)) | call.kwargs
-        path, shape, gamma = given["input"], given["normalized_shape"], given.get("weight")
-        eps = given.get("eps", 1e-5)
-    dims = list(range(-len(shape), 0))
-    variance = call.real[0].var(dims, correction=0, keepdim=True) if net.gated else None
-    return normalised(net, path, variance, gamma, eps)
+    dims = list(range(-len(call.args["normalized_shape"]), 0))
+    variance = call.z.var(dims, correction=0, keepdim=True)
+    return normalised(net, call.path, variance, call.args["weight"], call.args["eps"])
+
+
+def rms_norm(net: Network, call: Call) -> Tensor:
+    """As LayerNorm, with σ² = mean(x²)."""
+    dims, eps = list(range(-len(call.args["normalized_shape"]), 0)), call.args["eps"]
+    eps = torch.finfo(call.z.dtype).eps if eps is None else eps
+    variance = call.z.square().mean(dims, keepdim=True)
+    return normalised(net, call.path, variance, call.args["weight"], eps)
 
 
 def group_norm(net: Network, call: Call) -> Tensor:
     """× 1/(σ²+ε) of the sample's group in h, × γ² in g. InstanceNorm: a group is a channel."""
-    module, path = call.module, call.args[0]
-    if getattr(module, "running_var", None) is not None:
+    if call.args.get("use_input_stats") is False:
         return batch_norm(net, call)
-    if module is None:
-        names = ("input", "num_groups", "weight", "bias", "eps")
-        given = dict(zip(names, call.args, strict=False)) | call.kwargs
-        groups, gamma, eps = given["num_groups"], given.get("weight"), given.get("eps", 1e-5)
-    else:
-        groups = getattr(module, "num_groups", path.shape[1])
-        gamma, eps = module.weight, module.eps
-    variance = None
-    if net.gated:
-        grouped = call.real[0].unflatten(1, (groups, -1)).flatten(2)  # [N, G, C/G · places]
-        variance = grouped.var(2, correction=0).repeat_interleave(path.shape[1] // groups, 1)
-        variance = variance.view(*variance.shape, *[1] * (path.dim() - 2))
-    return normalised(net, path, variance, per_channel(gamma, path), eps)
+    z, groups = call.z, call.args.get("num_groups", call.z.shape[1])
+    grouped = z.unflatten(1, (groups, -1)).flatten(2)  # [N, G, C/G · places]
+    variance = grouped.var(2, correction=0).repeat_interleave(z.shape[1] // groups, 1)
+    variance = variance.view(*variance.shape, *[1] * (z.dim() - 2))
+    return normalised(net, call.path, variance, per_channel(call.args["weight"], z),
+                      call.args["eps"])  # fmt: skip
 
 
-def separable(operation: Callable[[Tensor], Tensor], path: Tensor) -> Tensor:
-    """Apply |A_d| along every spatial dimension d, where A_d is what `operation` does along d.
+def separable(call: Call) -> Tensor:
+    """Apply |A_d| along every spatial dimension d, where A_d is what the operation does along d.
 
     A_d is read off the operation itself: its response to every unit vector along d (constant along
     the others). For a max-pooling that is 1 inside a window and 0 outside.
     """
+    path = call.path
     spatial = path.shape[2:]
     for d, size in enumerate(spatial, start=2):
         shape = [size if e == d else 1 for e in range(2, path.dim())]
         basis = torch.eye(size, dtype=path.dtype).view(size, 1, *shape)
-        response = operation(basis.expand(size, 1, *spatial).contiguous())
+        response = call.replacing(basis.expand(size, 1, *spatial).contiguous())
+        response = response[0] if isinstance(response, tuple) else response
         for e in range(path.dim() - 1, 0, -1):
             response = response if e == d else response.select(e, 0)
         path = (path.movedim(d, -1) @ response.abs()).movedim(-1, d)
     return path
 
 
-def max_pool(net: Network, call: Call) -> Tensor:
+def max_pool(net: Network, call: Call) -> Any:
     """The entry that the real network picked; in g the sum over the window."""
-    path, *rest = call.args
+    name = call.operation
+    returns_indices = name.startswith("adaptive") or name.endswith("_indices")
     if not net.gated:
-        return separable(lambda x: call.function(x, *rest, **call.kwargs), path)
-    if (module := call.module) is not None:
-        module.return_indices = True
-        _, picked = module(call.real[0])
-        module.return_indices = False
-    else:
-        _, picked = call.function(call.real[0], *rest, **call.kwargs | {"return_indices": True})
-    return path.flatten(2).gather(2, picked.flatten(2)).view_as(picked)
+        pooled = separable(call)
+        return (pooled, None) if returns_indices else pooled
+    pool = call.function if returns_indices else getattr(aten, f"{name}_with_indices")
+    _, picked = pool(**call.real)
+    path = call.path.flatten(2).gather(2, picked.flatten(2)).view_as(picked)
+    return (path, picked) if returns_indices else path
 
 
-def largest(net: Network, call: Call) -> Tensor:
+def largest(net: Network, call: Call) -> Any:
     """Over dimensions: the entry that is largest in the real network; in g the sum."""
-    path, dims = call.args[0], call.args[1] if len(call.args) > 1 else call.kwargs["dim"]
+    path, dims, keepdim = call.path, call.args["dim"], call.args["keepdim"]
     dims = sorted(d % path.dim() for d in ([dims] if isinstance(dims, int) else dims))
-    keepdim = call.args[2] if len(call.args) > 2 else call.kwargs.get("keepdim", False)
-    if not net.gated:
-        return path.sum(dims, keepdim=keepdim)
-    last = list(range(-len(dims), 0))
-    flat, real = (t.movedim(dims, last).flatten(-len(dims)) for t in (path, call.real[0]))
-    picked = flat.gather(-1, real.argmax(-1, keepdim=True))
-    if not keepdim:
-        return picked.squeeze(-1)
-    return picked.reshape([1 if d in dims else size for d, size in enumerate(path.shape)])
-
-
-def interpolate(net: Network, call: Call) -> Tensor:
-    """As it is, with absolute coefficients (only the bicubic ones can be negative)."""
-    mode = call.kwargs.get("mode", getattr(call.module, "mode", "nearest"))
-    path, *rest = call.args
-    if mode == "bicubic":
-        return separable(lambda x: call.function(x, *rest, **call.kwargs), path)
-    return call.function(path, *rest, **call.kwargs)
+    if net.gated:
+        last = list(range(-len(dims), 0))
+        flat, real = (t.movedim(dims, last).flatten(-len(dims)) for t in (path, call.z))
+        picked = flat.gather(-1, real.argmax(-1, keepdim=True)).squeeze(-1)
+    else:
+        picked = path.sum(dims)
+    if keepdim:
+        picked = picked.reshape([1 if d in dims else n for d, n in enumerate(path.shape)])
+    return (picked, None) if call.operation == "max" else picked
 
 
 def pad(net: Network, call: Call) -> Tensor:
     """As it is; a constant that is padded starts no path."""
-    if call.module is not None:
-        return F.pad(call.args[0], call.module.padding)
-    path, sizes, *rest = call.args
-    mode = call.kwargs.get("mode", rest[0] if rest else "constant")
-    return call.function(path, sizes, mode)
+    return call(value=0)
 
 
 def as_it_is(net: Network, call: Call) -> Any:
     """The operation itself, applied to the path sums."""
-    return call.function(*call.args, **call.kwargs)
+    return call()
+
+
+def absolute(net: Network, call: Call) -> Tensor:
+    """As it is, with absolute coefficients (those of a bicubic interpolation can be negative)."""
+    return separable(call)
 
 
 def identity(net: Network, call: Call) -> Tensor:
     """Nothing."""
-    return call.args[0]
+    return call.path
 
 
 def spread(path: Tensor, other: Any) -> Tensor:
@@ -241,142 +228,131 @@ def spread(path: Tensor, other: Any) -> Tensor:
 
 def add(net: Network, call: Call) -> Tensor:
     """Path sums add up, subtracted ones too; a term without a path adds 0."""
-    first, second = call.args
-    if call.kinds == (PATH, PATH):
-        if _is_own_mean(call):
-            return first
-        alpha = call.kwargs.get("alpha", 1)
-        return first + second * (alpha**2 if net.weighted else 1)
-    return spread(first, second) if call.kinds[0] == PATH else spread(second, first)
+    first, second = call.args["self"], call.args["other"]
+    if PATH not in (call.kinds["self"], call.kinds["other"]):
+        return first
+    if call.kinds["other"] != PATH:
+        return spread(first, call.real["other"])
+    alpha = call.args.get("alpha", 1) ** 2 if net.weighted else 1
+    if call.kinds["self"] != PATH:
+        return spread(second, call.real["self"]) * alpha
+    if call.operation == "sub" and _is_own_mean(call):
+        return first
+    if call.operation == "sub" and _is_own_tanh(call):
+        return activation(net, _tanhshrink(call))
+    return first + second * alpha
 
 
 def _is_own_mean(call: Call) -> bool:
     """Whether the call is x - mean(x): centring, which is dropped."""
     first, second = call.node.args
-    return (
-        call.node.target in (operator.sub, torch.sub, "sub")
-        and second.target in (torch.mean, "mean")
-        and second.args[0] is first
-    )
+    return second.target == aten.mean.dim and second.args[0] is first
+
+
+def _is_own_tanh(call: Call) -> bool:
+    """Whether the call is x - tanh(x), as torch writes its Tanhshrink."""
+    first, second = call.node.args
+    return second.target == aten.tanh.default and second.args[0] is first
+
+
+def _tanhshrink(call: Call) -> Call:
+    args, real = {"x": call.args["self"]}, {"x": call.real["self"]}
+    return Call(call.node, "tanhshrink", lambda x: x - torch.tanh(x), args, real, {"x": PATH})
 
 
 def multiply(net: Network, call: Call) -> Tensor:
     """× c² in g for a constant or a learned scale, in h for a tensor of the sample; products."""
-    if call.kinds == (PATH, PATH):
-        return product(net, call)
-    which = call.kinds.index(PATH)
-    path, factor, kind = call.args[which], call.args[1 - which], call.kinds[1 - which]
-    if kind == GATE:
-        return path * call.real[1 - which] ** 2 if net.gated else path
-    return path * factor**2 if net.weighted else spread(path, factor)
+    name, other = ("self", "other") if call.kinds["self"] == PATH else ("other", "self")
+    if call.kinds[other] == PATH:
+        other = net.gate_of(call)
+        name = "self" if other == "other" else "other"
+    path, factor = call.args[name], call.real[other]
+    counts = net.weighted if call.kinds[other] == PLAIN else net.gated
+    return path * factor**2 if counts else spread(path, factor)
 
 
 def add_product(net: Network, call: Call) -> Tensor:
     """x + value · y · z, where one of y and z may carry a path."""
-    which = [i for i in (1, 2) if call.kinds[i] == PATH]
-    assert len(which) == 1, "addcmul: expected a path in one factor"
-    (path,), factor = (call.args[i] for i in which), call.args[3 - which[0]]
-    value = call.kwargs.get("value", 1)
-    product = path * (factor * value) ** 2 if net.weighted else spread(path, factor)
-    return product + call.args[0] if call.kinds[0] == PATH else spread(product, call.args[0])
+    (name,) = [n for n in ("tensor1", "tensor2") if call.kinds[n] == PATH]
+    factor = call.real["tensor2" if name == "tensor1" else "tensor1"] * call.args["value"]
+    product = call.args[name]
+    product = product * factor**2 if net.weighted else spread(product, factor)
+    if call.kinds["self"] == PATH:
+        return call.args["self"] + product
+    return spread(product, call.real["self"])
 
 
 def divide(net: Network, call: Call) -> Tensor:
     """As multiplying by the reciprocal."""
-    path, divisor = call.args
-    if call.kinds[1] == GATE:
-        return path / call.real[1] ** 2 if net.gated else path
-    return path / divisor**2 if net.weighted else spread(path, divisor)
-
-
-def product(net: Network, call: Call) -> Tensor:
-    """× the squared value of the gate factor in h; the value's path in g."""
-    gate = net.gate_of(call)
-    path = call.args[1 - gate]
-    return path * call.real[gate] ** 2 if net.gated else spread(path, call.args[gate])
+    path, divisor = call.path, call.real["other"]
+    counts = net.weighted if call.kinds["other"] == PLAIN else net.gated
+    return path / divisor**2 if counts else spread(path, divisor)
 
 
 def concatenate(net: Network, call: Call) -> Tensor:
     """Side by side; members without a path are zeros."""
-    members, *rest = call.args
-    kinds = call.kinds[0]
-    zeroed = [m if kind == PATH else torch.zeros_like(m)
-              for m, kind in zip(members, kinds, strict=True)]  # fmt: skip
-    return call.function(zeroed, *rest, **call.kwargs)
+    members = zip(call.args["tensors"], call.real["tensors"], call.kinds["tensors"], strict=True)
+    paths = [path if kind == PATH else torch.zeros_like(real).double()
+             for path, real, kind in members]  # fmt: skip
+    return call(tensors=paths)
 
 
-def negate(net: Network, call: Call) -> Tensor:
-    """The coefficient is -1, its square 1."""
-    return call.args[0]
+def masked_fill(net: Network, call: Call) -> Tensor:
+    """A constant that is filled in starts no path."""
+    return call(value=0)
 
 
-RULES: dict[Any, Rule] = {}
+RULES: dict[str, Rule] = {}
 
 
-def _register(rule: Rule, *keys: Any) -> None:
-    RULES.update(dict.fromkeys(keys, rule))
+def register(rule: Rule, *operations: str) -> None:
+    """State the rule of aten operations, by name."""
+    RULES.update(dict.fromkeys(operations, rule))
 
 
-BOUNDED = [  # the gate of a product, by precedence
-    {nn.Sigmoid, F.sigmoid, torch.sigmoid, "sigmoid"},
-    {nn.Hardsigmoid, F.hardsigmoid},
-    {nn.Tanh, F.tanh, torch.tanh, "tanh"},
-]
-_register(linear, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d)
-_register(linear, nn.ConvTranspose2d, nn.ConvTranspose3d, F.linear, F.conv1d, F.conv2d, F.conv3d)
-_register(linear, F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
-_register(linear, torch.conv1d, torch.conv2d, torch.conv3d)
-_register(activation, nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.ELU)
-_register(activation, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish, nn.Tanhshrink)
-_register(activation, nn.Softsign, nn.Softplus, nn.Threshold, nn.Hardshrink, nn.Softshrink)
-_register(activation, nn.LogSigmoid, F.relu, F.relu6, F.hardtanh, F.leaky_relu, F.prelu, F.elu)
-_register(activation, F.celu, F.selu, F.gelu, F.silu, F.mish, F.hardswish, F.softplus, F.softsign)
-_register(activation, torch.relu, torch.relu_, "relu", "relu_", F.relu_, F.leaky_relu_)
-_register(activation, *(key for keys in BOUNDED for key in keys))
-_register(batch_norm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, F.batch_norm)
-_register(layer_norm, nn.LayerNorm, F.layer_norm)
-_register(
-    group_norm, F.group_norm, nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d
-)
-_register(max_pool, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, F.max_pool1d, F.max_pool2d)
-_register(max_pool, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d)
-_register(max_pool, F.max_pool3d, F.adaptive_max_pool1d, F.adaptive_max_pool2d)
-_register(largest, torch.amax, "amax")
-_register(interpolate, nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, F.interpolate)
-_register(pad, F.pad, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d)
-_register(pad, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d)
-_register(identity, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
-_register(identity, nn.AlphaDropout, F.dropout, F.dropout1d, F.dropout2d, F.dropout3d)
-_register(identity, "float", "double", "to", "type", "type_as")
-_register(as_it_is, torch.clone, "clone", "contiguous")
-_register(as_it_is, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, F.avg_pool1d, F.avg_pool2d)
-_register(as_it_is, F.avg_pool3d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d)
-_register(as_it_is, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
-_register(as_it_is, nn.Flatten, nn.Unflatten, nn.ChannelShuffle, nn.PixelShuffle)
-_register(as_it_is, nn.ReflectionPad1d, nn.ReflectionPad2d, nn.ReplicationPad1d)
-_register(as_it_is, nn.ReplicationPad2d, nn.CircularPad1d, nn.CircularPad2d, F.pixel_shuffle)
-_register(as_it_is, torch.flatten, "flatten", "unflatten", torch.reshape, "reshape", "view")
-_register(as_it_is, torch.permute, "permute", torch.transpose, "transpose", "expand", "expand_as")
-_register(as_it_is, torch.squeeze, "squeeze", torch.unsqueeze, "unsqueeze", operator.getitem)
-_register(as_it_is, torch.chunk, "chunk", torch.split, "split", "unbind", torch.unbind)
-_register(as_it_is, torch.mean, "mean", torch.sum, "sum", torch.roll, "roll", "narrow", "select")
-_register(as_it_is, torch.movedim, "movedim", torch.flip, "flip", "repeat")
-_register(as_it_is, "reshape_as", "view_as")
-_register(add, operator.add, operator.iadd, torch.add, "add", "add_")
-_register(add, operator.sub, operator.isub, torch.sub, "sub", "sub_")
-_register(multiply, operator.mul, operator.imul, torch.mul, "mul", "mul_")
-_register(add_product, torch.addcmul, "addcmul")
-_register(divide, operator.truediv, operator.itruediv, torch.div, torch.true_divide, "div", "div_")
+BOUNDED = ["sigmoid", "hardsigmoid", "tanh"]  # the gate of a product, by precedence
+SOFTMAX = {"softmax", "_softmax"}
+PRODUCTS = {"matmul", "mm", "bmm", "einsum", "baddbmm"}
+SIZES = {"new_zeros", "new_ones", "new_full", "new_empty", "zeros_like", "ones_like", "full_like"}
+CONDITIONS = {"eq", "ne", "lt", "le", "gt", "ge", "argmax", "argmin"}
+GATES = {"pow", "square", "sqrt", "rsqrt", "norm", "linalg_vector_norm", "var", "std", "exp"}
+GATES |= {"reciprocal", "abs"}
 
+register(linear, "linear", "conv1d", "conv2d", "conv3d")
+register(linear, "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+register(activation, "relu", "relu6", "hardtanh", "leaky_relu", "prelu", "rrelu", "elu", "celu")
+register(activation, "selu", "gelu", "silu", "mish", "hardswish", "softplus", "threshold")
+register(activation, "hardshrink", "softshrink", "log_sigmoid", "clamp", *BOUNDED)
+register(batch_norm, "batch_norm")
+register(layer_norm, "layer_norm")
+register(rms_norm, "rms_norm")
+register(group_norm, "group_norm", "instance_norm")
+register(max_pool, "max_pool1d", "max_pool2d", "max_pool3d", "max_pool2d_with_indices")
+register(max_pool, "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d")
+register(largest, "amax", "max")
+register(absolute, "upsample_bicubic2d")
+register(pad, "pad", "constant_pad_nd")
+register(masked_fill, "masked_fill")
+register(add, "add", "sub", "rsub")
+register(multiply, "mul")
+register(add_product, "addcmul")
+register(divide, "div")
+register(concatenate, "cat", "stack")
 
-_register(concatenate, torch.cat, torch.concat, torch.stack)
-_register(negate, operator.neg, torch.neg, "neg")
+MOVING = ["clone", "contiguous", "flatten", "unflatten", "reshape", "view", "_unsafe_view"]
+MOVING += ["permute", "transpose", "t", "movedim", "expand", "expand_as", "squeeze", "unsqueeze"]
+MOVING += ["getitem", "chunk", "split", "split_with_sizes", "unbind", "roll", "narrow", "select"]
+MOVING += ["slice", "flip", "repeat", "repeat_interleave", "reshape_as", "view_as", "index"]
+MOVING += ["index_select", "tensor_split", "unsafe_chunk", "alias"]
+POOLED = ["avg_pool1d", "avg_pool2d", "avg_pool3d", "mean", "sum"]
+POOLED += ["adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d"]
+POOLED += ["upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_linear1d"]
+POOLED += ["upsample_bilinear2d", "upsample_trilinear3d"]
+POOLED += ["channel_shuffle", "pixel_shuffle", "pixel_unshuffle", "im2col", "unfold"]
+SAME = ["dropout", "feature_dropout", "alpha_dropout", "to", "_to_copy", "type_as", "neg"]
+register(as_it_is, *MOVING, *POOLED)
+register(identity, *SAME)
 
-SIZES = {"size", "dim", "numel", "ndimension", "new_zeros", "new_ones", getattr, torch.numel}
-SIZES |= {operator.eq, operator.mod, operator.floordiv, torch._assert}
-GATES = {torch.pow, "pow", operator.pow, torch.square, "square", torch.sqrt, "sqrt", torch.rsqrt}
-GATES |= {"rsqrt", torch.norm, "norm", torch.var, "var", torch.std, "std", torch.exp, "exp"}
-GATES |= {torch.reciprocal, "reciprocal"}
-SOFTMAX = {F.softmax, torch.softmax, "softmax"}  # a gate, too, which something opens
-GATES |= SOFTMAX
-LEAVES: set[Callable[..., Any]] = set()  # functions that are traced as one operation, if in RULES
+# what logits may go through between the product and the softmax
+LOGITS_OPERATIONS = {*MOVING, *SAME, "add", "sub", "mul", "div", "masked_fill", "where", "linear",
+                     "conv2d", "tanh", "clamp"}  # fmt: skip
