@@ -12,6 +12,7 @@ from pxfast.data import balanced_subset
 from pxfast.paths.registry import rule
 from pxfast.pruning import prune
 from pxfast.scoring import score
+from pxfast.selection.bake import bake
 from pxfast.selection.masks import Masks
 from pxfast.selection.scores import Scores
 
@@ -19,6 +20,7 @@ __all__ = [
     "Masks",
     "Scores",
     "__version__",
+    "bake",
     "balanced_subset",
     "criteria",
     "errors",

@@ -91,6 +91,17 @@ MATRIX = (
         "prune under FSDP, DeepSpeed or tensor parallelism, where no process holds whole weights; "
         "prune parametrized weights; prune again during training",
     ),
+    Row(
+        "ONNX, torch.export",
+        ("onnx", "onnxscript"),
+        ("onnx", "onnxscript"),
+        "onnx",
+        "onnx",
+        '`pxfast.integrations.onnx.export(model, (images,), "model.onnx")`, which checks every '
+        "zero; `torch.export.export(pxfast.bake(model), (images,))`",
+        "store zeros in fewer bytes or make the runtime skip them; find the zeros of a weight that "
+        "the exporter both folds and splits (an error says so)",
+    ),
 )
 
 
