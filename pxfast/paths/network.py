@@ -15,12 +15,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
+from pxfast.paths.opening import Entries, Opening
 from pxfast.paths.pathsum import PathSum
 from pxfast.paths.shapes import Shapes, common_shape
 
@@ -136,11 +137,11 @@ class Network:
 
     def opened(self, result: Any, activation: str, x: Any) -> Any:
         """Note on an activation's result what opens it, should it turn out to be a gate."""
-        from pxfast.paths.side import Opening
-
         if x.path is not None:
-            repeats = x.value.numel() / max(1, x.path.mantissa.numel())
-            result.opening = Opening(activation, x.path, repeats)
+            result.opening = Opening(activation, Entries(x.path, tuple(x.value.shape)))
+        elif x.opening is not None and x.opening.activation is None:  # attention logits, which a
+            opens = None if activation == "clamp" else activation  # clamp only keeps in range
+            result.opening = replace(x.opening, activation=opens)
         return result
 
     def gated(self, x: PathTensor, squared_gate: Callable[[], Tensor]) -> PathSum | None:

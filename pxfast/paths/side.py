@@ -9,21 +9,13 @@ the gated value.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from pxfast.paths.opening import Opening
 from pxfast.paths.pathsum import Exponent, PathSum, larger, shifted
 from pxfast.paths.weights import Weights
-
-
-class Opening(NamedTuple):
-    """What a gate came out of: the activation's name, and the path sum at its input."""
-
-    activation: str
-    entering: PathSum
-    repeats: float  # how many entries each entry of the narrow mantissa stands for
 
 
 @dataclass
@@ -36,7 +28,7 @@ class Product:
     @classmethod
     def of(cls, opening: Opening, gated: PathSum, weights: Weights) -> tuple[Product, PathSum]:
         """Record a product; returns the gated path sum, whose cotangent measures the mass."""
-        ell = opening.entering.map(lambda m: m.double().sum() * opening.repeats)
+        ell = opening.ell()
         product = cls(ell, torch.zeros((), dtype=torch.float64, device=ell.mantissa.device))
         mantissa = gated.mantissa.view_as(gated.mantissa)  # a node of its own: other uses of the
         watched = mantissa.detach()  # value do not count

@@ -22,8 +22,8 @@ from torch.overrides import TorchFunctionMode
 from pxfast.errors import NoRuleError, PxfastError
 from pxfast.paths import registry
 from pxfast.paths.network import Network
+from pxfast.paths.opening import Opening
 from pxfast.paths.pathsum import PathSum
-from pxfast.paths.side import Opening
 
 
 class PathTensor(Tensor):
@@ -45,6 +45,7 @@ class PathTensor(Tensor):
     ended: str | None = None  # the function that made a gate tensor of a path, here or before
     logits: tuple[PathSum, torch.Size] | None = None  # what entered a softmax over classes
     own: int = 0  # this tensor's bit
+    constant: bool = False  # whether it only has the shape of path tensors, and no data in it
     lineage: int = 0  # its own bit and those of all path tensors that it was computed from
     _version_seen: int
 
@@ -174,6 +175,7 @@ class Interpreter(TorchFunctionMode):
             if made.path is None and made.ended is None:
                 made.ended = next((x.ended for x in operands if x.ended is not None), None)
             self._count += 1
+            made.constant = made.constant or all(operand.constant for operand in operands)
             made.lineage |= ancestors | 1 << self._count
             made.own = 1 << self._count
 

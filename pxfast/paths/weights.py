@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from pxfast.errors import MaskError
+from pxfast.paths.masks import FixedParts
 from pxfast.paths.names import named_weights, running_module
 from pxfast.paths.select import all_set, any_along, selected
 from pxfast.paths.sources import Source, derived, tensors_in
@@ -172,6 +173,7 @@ class Weights:
     def __post_init__(self) -> None:
         self._parameters: dict[int, str] = {}
         self._sources: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self.fixed = FixedParts(lambda tensor: self.source(tensor) is not None)
         for name, parameter in named_weights(self.model):
             self._parameters[id(parameter)] = name
         self._given = {name: _as_bool(name, mask) for name, mask in self.masks.items()}
@@ -194,6 +196,7 @@ class Weights:
             return
         for made, source in derived(func, args, kwargs, operands, result):
             self._sources[made] = source
+        self.fixed.follow(func, args, kwargs, result)
 
     # ---- for the rules of linear operations ------------------------------------------------------
 

@@ -4,12 +4,18 @@ them."""
 from pxfast.paths.rules import (
     activation,
     arithmetic,
+    attention,
     composed,
+    einsum,
     linear,
+    matmul,
     metadata,
     norm,
     pooling,
     shape,
 )
 
-__all__ = ["activation", "arithmetic", "composed", "linear", "metadata", "norm", "pooling", "shape"]
+__all__ = [
+    "activation", "arithmetic", "attention", "composed", "einsum", "linear", "matmul", "metadata",
+    "norm", "pooling", "shape",
+]  # fmt: skip

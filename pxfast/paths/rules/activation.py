@@ -220,7 +220,9 @@ def clamp(network: Network, func: Any, input: Any, *args: Any, **kwargs: Any) ->
 )  # fmt: skip
 def dropout(network: Network, func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
     """Scored as in evaluation: nothing is dropped."""
-    return network.tensor(input.value, input.path)
+    result = network.tensor(input.value, input.path)
+    result.opening = input.opening
+    return result
 
 
 def out_of_place(func: Any) -> Any:

@@ -15,18 +15,21 @@ import torch
 from torch import Tensor
 
 from pxfast.errors import NoRuleError
+from pxfast.paths.masks import fixed_part
 from pxfast.paths.network import Network
+from pxfast.paths.opening import Entries, Opening
 from pxfast.paths.pathsum import PathSum, total
 from pxfast.paths.registry import full_name, rule, spellings
 from pxfast.paths.rules.activation import out_of_place
-from pxfast.paths.rules.linear import applied, linear_path
-from pxfast.paths.side import Opening, Product
+from pxfast.paths.side import Product
 
 
 @rule(*spellings("add"), Tensor.__add__, Tensor.__radd__, Tensor.__iadd__)
 def add(network: Network, func: Any, input: Any, other: Any, *, alpha: Any = 1) -> Any:
     """x + α·y: paths add, those of y with α² in g. A tensor without a path adds none."""
     value = network.broadcast(torch.add, input, other, alpha=alpha)
+    if is_logits(input) or is_logits(other):
+        return masked_logits(network, value, input, other, alpha)
     return network.tensor(value, _sum_of_paths(network, input, other, alpha))
 
 
@@ -37,7 +40,11 @@ def subtract(network: Network, func: Any, input: Any, other: Any, *, alpha: Any 
     value = network.broadcast(torch.sub, input, other, alpha=alpha)
     mean_of = getattr(other, "mean_of", None)
     if alpha == 1 and mean_of is not None and mean_of() is input:
-        return network.tensor(value, input.path)
+        result = network.tensor(value, input.path)
+        result.opening = input.opening if is_logits(input) else None
+        return result
+    if is_logits(input):
+        return masked_logits(network, value, input, other, -alpha)
     return network.tensor(value, _sum_of_paths(network, input, other, alpha))
 
 
@@ -45,6 +52,23 @@ def subtract(network: Network, func: Any, input: Any, other: Any, *, alpha: Any 
 def reversed_subtract(network: Network, func: Any, input: Any, other: Any) -> Any:
     """y - x."""
     return subtract(network, torch.sub, other, input)
+
+
+def is_logits(x: Any) -> bool:
+    """Whether x is a product of two path tensors that nothing has opened yet."""
+    opening = getattr(x, "opening", None)
+    return opening is not None and x.path is None and opening.activation is None
+
+
+def masked_logits(network: Network, value: Any, x: Any, y: Any, alpha: float = 1) -> Any:
+    """Attention logits x + α·y under a mask, or with a bias: what is added starts no path."""
+    logits, other, factor = (x, y, alpha) if is_logits(x) else (y, x, 1)
+    result = network.tensor(value, None)
+    result.opening, result.ended = logits.opening, logits.ended
+    fixed = fixed_part(network, other)
+    if fixed is not None:
+        result.opening = logits.opening.masked(fixed if factor == 1 else fixed * factor)
+    return result
 
 
 def _sum_of_paths(network: Network, x: Any, y: Any, alpha: Any) -> PathSum | None:
@@ -68,12 +92,20 @@ def multiply(network: Network, func: Any, input: Any, other: Any) -> Any:
     if path_of(input) is None:
         input, other = other, input
     if path_of(input) is None:
-        return network.tensor(value, None)
+        return scaled_gate(network.tensor(value, None), input, other)
     if path_of(other) is not None or getattr(other, "opening", None) is not None:
         gate, gated = (input, other) if _is_gate(network, input, other) else (other, input)
         return gated_product(network, value, gate, gated, 2)
     result = network.tensor(value, factored(network, input, other, 2))
     result.opening = input.opening  # scaling keeps what it came out of
+    return result
+
+
+def scaled_gate(result: Any, x: Any, y: Any) -> Any:
+    """Scaling a gate tensor keeps what it came out of."""
+    openings = [getattr(factor, "opening", None) for factor in (x, y)]
+    if None in openings:
+        result.opening = openings[0] or openings[1]
     return result
 
 
@@ -83,18 +115,39 @@ BOUNDED = ("softmax", "sigmoid", "hardsigmoid", "tanh")
 def gated_product(network: Network, value: Any, gate: Any, gated: Any, power: int) -> Any:
     """gate · value: the value's path, times ``gate**power`` where gates count."""
     path = network.gated(gated, lambda: gate.value.to(network.dtype) ** power)
+    return network.tensor(value, with_side_branch(network, gate, path))
+
+
+def with_side_branch(network: Network, gate: Any, path: PathSum | None) -> PathSum | None:
+    """The path of a value behind a gate, which has a side branch unless it is a mere norm."""
+    opening = gate.opening
+    if gate.path is None and (opening is None or opening.activation is None):
+        if opening is not None:
+            raise undecided(network)
+        return path
+    if opening is None or opening.activation is None:
+        opening = Opening("none", Entries(gate.path, tuple(gate.value.shape)))
+    return beside(network, opening, path)
+
+
+def beside(network: Network, opening: Opening, path: PathSum | None) -> PathSum | None:
+    """The path of a gated value; where scores are wanted, the side branch of its gate is noted."""
     if path is not None and network.squares and network.differentiate:
-        opening = gate.opening
-        if opening is None:
-            repeats = gate.value.numel() / max(1, gate.path.mantissa.numel())
-            opening = Opening("none", gate.path, repeats)
         product, path = Product.of(opening, path, network.weights)
         network.products.append(product)
-    return network.tensor(value, path)
+    return path
 
 
 def _is_gate(network: Network, x: Any, y: Any) -> bool:
-    """Whether x is the gate of x · y, rather than y.
+    """Whether x is the gate of x · y, rather than y; an error where that cannot be told."""
+    answer = is_gate(x, y)
+    if answer is None:
+        raise undecided(network)
+    return answer
+
+
+def is_gate(x: Any, y: Any) -> bool | None:
+    """Whether x is the gate of x · y, rather than y; None where that cannot be told.
 
     The one without a path (a softmax); the one computed from the other; else the bounded one; else
     the only one that came out of an activation.
@@ -109,11 +162,19 @@ def _is_gate(network: Network, x: Any, y: Any) -> bool:
             return kinds[0] == bounded
     if (kinds[0] is None) != (kinds[1] is None):
         return kinds[0] is not None
-    raise NoRuleError(
+    return None
+
+
+def undecided(network: Network) -> NoRuleError:
+    """The error about a product whose gate cannot be told."""
+    return NoRuleError(
         f"cannot tell which factor of a product is the gate (in {network.weights.where()}): both "
         "carry paths, neither was computed from the other, and both or none came out of an "
-        "activation. Put the product into a function of its own and register a rule for it with "
-        "pxfast.rule."
+        "activation. Put the product into a function of its own and register a rule for it:\n"
+        "    @pxfast.rule(my_product)\n"
+        "    def gate_times_value(network, func, gate, value):\n"
+        "        path = network.gated(value, lambda: gate.value.square())\n"
+        "        return network.tensor(network.value(func, gate, value), path)"
     )
 
 
@@ -139,9 +200,11 @@ def divide(
     """x / c, for a constant, a learned scale or a gate tensor c; or for a gate with a path."""
     value = network.broadcast(torch.div, input, other, rounding_mode=rounding_mode)
     if path_of(input) is None or rounding_mode is not None:
-        return network.tensor(value, None)
+        return scaled_gate(network.tensor(value, None), input, 1)
     if path_of(other) is None:
-        return network.tensor(value, factored(network, input, other, -2))
+        result = network.tensor(value, factored(network, input, other, -2))
+        result.opening = input.opening
+        return result
     if _is_gate(network, input, other):
         raise NoRuleError(
             f"a quotient whose divisor carries the value path (in {network.weights.where()}) has "
@@ -187,6 +250,9 @@ def softmax(
     """A gate tensor as well, and what it multiplies it opens (split attention)."""
     value = network.value(func, input, dim, *args, **kwargs)
     result = network.opened(network.tensor(value, None), "softmax", input)
+    if result.opening is not None and isinstance(dim, int):
+        like = torch.empty((), dtype=network.dtype, device=network.path_device)
+        result.opening = result.opening.softmax(value.shape, dim % value.dim(), like)
     if input.path is not None and isinstance(dim, int) and dim % value.dim() == 1:
         result.logits = (input.path, value.shape)  # over classes, in case it is an output
     return result
@@ -225,39 +291,3 @@ def reduced_dims(
         return list(range(x.value.dim())), keepdim
     dims = [dim] if isinstance(dim, int) else list(dim)
     return [d % x.value.dim() for d in dims], kwargs.get("keepdims", keepdim)
-
-
-@rule(*spellings("matmul", "mm", "bmm"), Tensor.__matmul__, Tensor.__rmatmul__)
-def matmul(network: Network, func: Any, input: Any, other: Any) -> Any:
-    """x @ W for a weight or constant W [K, O]: a linear layer."""
-    if func is Tensor.__rmatmul__:
-        input, other = other, input
-    if path_of(input) is None or hasattr(other, "path") or other.dim() != 2:
-        raise NoRuleError(
-            f"{func.__name__} has no rule for these operands (in {network.weights.where()}): "
-            "expected a tensor with a path times a two-dimensional weight. Register a rule for "
-            "the function around it with pxfast.rule."
-        )
-    used = applied(network, input, other)
-    value = network.value(torch.matmul, input, used.masked())
-    return network.tensor(value, linear_path(network, input, used.transposed()))
-
-
-@rule(*spellings("addmm"))
-def addmm(
-    network: Network,
-    func: Any,
-    input: Any,
-    mat1: Any,
-    mat2: Any,
-    *,
-    beta: Any = 1,
-    alpha: Any = 1,
-) -> Any:
-    """β·b + α·(x @ W)."""
-    product = (
-        multiply(network, torch.mul, matmul(network, torch.mm, mat1, mat2), alpha)
-        if alpha != 1
-        else matmul(network, torch.mm, mat1, mat2)
-    )
-    return add(network, torch.add, product, input, alpha=beta)

@@ -21,6 +21,7 @@ from pxfast.errors import NoRuleError
 from pxfast.paths.network import Network
 from pxfast.paths.pathsum import PathSum
 from pxfast.paths.registry import rule
+from pxfast.paths.rules.heads import is_attention, mixed_heads
 from pxfast.paths.rules.squared import SquaredConvolution, SquaredLinear
 from pxfast.paths.shapes import convolution_shape
 from pxfast.paths.weights import Weight
@@ -31,6 +32,8 @@ Ints = tuple[int, ...]
 @rule(F.linear)
 def linear(network: Network, func: Any, input: Any, weight: Any, bias: Any = None) -> Any:
     """y = x Wᵀ + b."""
+    if is_attention(input):
+        return mixed_heads(network, linear, input, weight, bias)
     used = applied(network, input, weight)
     value = network.shaped(
         lambda: (*input.value.shape[:-1], weight.shape[0]),

@@ -85,18 +85,26 @@ def to_python(network: Network, func: Any, *args: Any, **kwargs: Any) -> Any:
     Tensor.isnan,
     torch.isinf, Tensor.isinf, torch.isfinite, Tensor.isfinite, torch.all, Tensor.all, torch.any,
     Tensor.any,
-    torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like, torch.rand_like,
-    torch.randn_like,
-    Tensor.new_zeros, Tensor.new_ones, Tensor.new_full, Tensor.new_empty, Tensor.new_tensor,
     torch.sign, Tensor.sign, Tensor.__and__, Tensor.__or__, Tensor.__xor__, Tensor.__invert__,
     *(getattr(Tensor, f"__{name}__") for name in ("eq", "ne", "lt", "le", "gt", "ge")),
     *spellings("logical_and", "logical_or", "logical_xor", "logical_not"), Tensor.bool, Tensor.int,
     Tensor.long,
 )  # fmt: skip
 def without_path(network: Network, func: Any, *args: Any, **kwargs: Any) -> Any:
-    """Piecewise constant in its input, or not a function of it at all: a value that carries no
-    path."""
+    """Piecewise constant in its input: a value that carries no path."""
     return network.tensor(network.value(func, *args, **kwargs), None)
+
+
+@rule(
+    torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like, torch.rand_like,
+    torch.randn_like,
+    Tensor.new_zeros, Tensor.new_ones, Tensor.new_full, Tensor.new_empty, Tensor.new_tensor,
+)  # fmt: skip
+def new_tensor(network: Network, func: Any, *args: Any, **kwargs: Any) -> Any:
+    """No function of its input: it has only its shape, dtype or device."""
+    result = network.tensor(network.value(func, *args, **kwargs), None)
+    result.constant = True
+    return result
 
 
 @rule(Tensor.register_hook, Tensor.backward, Tensor.retain_grad)

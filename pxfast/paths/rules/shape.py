@@ -15,6 +15,8 @@ from pxfast.errors import NoRuleError
 from pxfast.paths.network import NeedsValuesError, Network
 from pxfast.paths.pathsum import PathSum, aligned, narrow, total
 from pxfast.paths.registry import rule, spellings
+from pxfast.paths.rules.activation import out_of_place
+from pxfast.paths.rules.arithmetic import is_logits, masked_logits, path_of
 
 
 def _getter(name: str) -> Any:
@@ -68,14 +70,20 @@ def view(network: Network, func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
 def moved(network: Network, x: Any, value: Any, function: Callable[[Tensor], Any]) -> Any:
     """Pair the value(s) of a movement with the path(s) moved the same way."""
     single = isinstance(value, Tensor)
+
+    def at(index: int) -> Callable[[Tensor], Tensor]:
+        return lambda tensor: function(tensor)[index]
+
     if x.path is None:
         results = [network.tensor(v, None) for v in ([value] if single else value)]
     else:
         paths = function(x.path.widened(x.value.shape))
         pairs = [(value, paths)] if single else list(zip(value, paths, strict=True))
         results = [network.tensor(v, PathSum(narrow(m), x.path.exponent)) for v, m in pairs]
-    for result in results:
-        result.opening, result.mean_of = x.opening, x.mean_of
+    for index, result in enumerate(results):
+        result.mean_of = x.mean_of
+        if x.opening is not None:
+            result.opening = x.opening.moved(x.value.shape, function if single else at(index))
     return results[0] if single else type(value)(results)
 
 
@@ -137,14 +145,31 @@ def where(network: Network, func: Any, condition: Any, input: Any, other: Any) -
     if func is Tensor.where:
         condition, input = input, condition
     value = network.value(torch.where, condition, input, other)
+    if is_logits(input) and not hasattr(other, "path"):
+        return masked_logits(network, value, input, _written(network, condition, 0.0, other))
+    if is_logits(other) and not hasattr(input, "path"):
+        return masked_logits(network, value, other, _written(network, condition, input, 0.0))
     return network.tensor(value, _chosen(network, condition, input, other))
 
 
 @rule(*spellings("masked_fill"))
 def masked_fill(network: Network, func: Any, input: Any, mask: Any, value: Any) -> Any:
     """The paths of filled entries end."""
-    filled = network.value(torch.masked_fill, input, mask, value)
-    return network.tensor(filled, _chosen(network, mask, None, input))
+    result = network.value(out_of_place(func), input, mask, value)
+    if is_logits(input):
+        return masked_logits(network, result, input, _written(network, mask, value, 0.0))
+    return network.tensor(result, _chosen(network, mask, None, input))
+
+
+def _written(network: Network, condition: Any, yes: Any, no: Any) -> Any:
+    """What a choice between logits (here 0) and a constant adds to them, as far as it forbids."""
+    from pxfast.paths.tensor import Interpreter
+
+    if not network.squares:
+        return None
+    with Interpreter.running():  # in float64, which holds the lowest number of any dtype
+        zeros = torch.zeros(condition.shape, dtype=torch.float64, device=condition.device)
+        return torch.where(condition, zeros + yes, zeros + no)
 
 
 def _chosen(network: Network, condition: Any, yes: Any, no: Any) -> PathSum | None:
@@ -192,11 +217,6 @@ def _joined(network: Network, tensors: Any, dim: int, dims: int, join: Any) -> P
         ]
         pieces.append(mantissa.expand(along))
     return PathSum(join(pieces, dim), exponent)
-
-
-def path_of(tensor: Any) -> PathSum | None:
-    """The path of a PathTensor; None for a tensor that carries none."""
-    return getattr(tensor, "path", None)
 
 
 @rule(F.pad, torch.constant_pad_nd)
@@ -286,10 +306,13 @@ def same_entries(network: Network, func: Any, x: Any, *args: Any, **kwargs: Any)
     if not hasattr(x, "path"):
         return _cast_like(network, x, *args, **kwargs)
     if func in (Tensor.cpu, Tensor.cuda, Tensor.to, Tensor.type) and not network.values:
-        return network.tensor(_cast_shape(x.value, args, kwargs), x.path)
-    if func in (Tensor.requires_grad_, Tensor.detach_):
+        result = network.tensor(_cast_shape(x.value, args, kwargs), x.path)
+    elif func in (Tensor.requires_grad_, Tensor.detach_):
         return x
-    return network.tensor(network.value(func, x, *args, **kwargs), x.path)
+    else:
+        result = network.tensor(network.value(func, x, *args, **kwargs), x.path)
+    result.opening = x.opening
+    return result
 
 
 def _cast_like(network: Network, tensor: Tensor, other: Any, *_: Any, **__: Any) -> Tensor:

@@ -1,0 +1,184 @@
+"""Attention written out by models: products, masks, softmax; against the sums written out."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from attending import (
+    BAND,
+    BIAS,
+    BY_HEAD,
+    CAUSAL,
+    TOKENS,
+    WIDTH,
+    Spelling,
+    attending,
+    case,
+    check_spelling,
+    minus,
+)
+from nets import random_batch
+from torch import Tensor
+
+import pxfast
+from pxfast.errors import NoRuleError
+
+SCALE = 1 / math.sqrt(WIDTH)
+WEIGHTS = torch.tensor([[0.5, -2.0], [1.5, 0.25]]).double()
+
+
+def usual(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    attn = (q * SCALE) @ k.transpose(-2, -1)
+    return F.dropout(attn.softmax(dim=-1), 0.5, False) @ v
+
+
+def by_bmm(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = (x.reshape(-1, TOKENS, WIDTH) for x in (q, k, v))
+    logits = torch.baddbmm(BAND[:1].double() * 0, q, k.mT, beta=0, alpha=SCALE)
+    return torch.bmm(torch.softmax(logits, -1), v).view(-1, 2, TOKENS, WIDTH)
+
+
+def by_baddbmm(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+    logits = minus(BAND, math.inf)[None].baddbmm(q, k.mT, alpha=SCALE)
+    return logits.softmax(-1).bmm(v).unflatten(0, (-1, 2))
+
+
+def by_einsum(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    attn = torch.einsum("bhid,bhjd->bhij", q, k) * SCALE
+    return torch.einsum("b h i j, b h j d -> b h i d", attn.softmax(-1), v)
+
+
+def by_einsum_of_tokens(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    attn = torch.einsum("...qhd,...khd->...hqk", (q, k)) / WIDTH**0.5
+    return torch.einsum("bhqk,bkhd->bqhd", [attn.softmax(-1), v]).transpose(1, 2)
+
+
+def columns(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The transposed product: keys in rows, softmax over them, values on the left."""
+    attn = torch.matmul(k, q.mT).mul(SCALE).softmax(dim=-2)
+    return torch.matmul(v.mT, attn).mT
+
+
+def filled(fill: float, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    logits = torch.matmul(q, k.mT).div(math.sqrt(WIDTH)).masked_fill(~BAND, fill)
+    return torch.matmul(F.softmax(logits, dim=-1), v)
+
+
+def filled_in_place(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    logits = q @ k.mT
+    logits /= math.sqrt(WIDTH)
+    logits.masked_fill_(~BAND, torch.finfo(logits.dtype).min)
+    logits += BIAS.to(logits)
+    return logits.softmax(-1) @ v
+
+
+def chosen(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    logits = torch.where(BAND, q @ k.mT * SCALE, -1e9)
+    logits = torch.where(~CAUSAL, torch.tensor(-1e9).to(logits), logits)
+    return logits.softmax(-1) @ v
+
+
+def windows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Swin's way to add a mask by window: here the sample is the window."""
+    attn = (q * SCALE) @ k.mT
+    attn = attn.view(1, len(q), 2, TOKENS, TOKENS) + minus(BY_HEAD, 100)[None]
+    return attn.view(-1, 2, TOKENS, TOKENS).softmax(-1) @ v
+
+
+def permuted(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    attn = (q @ k.mT * SCALE).permute(0, 2, 3, 1) + minus(BY_HEAD, 100).permute(0, 2, 3, 1)
+    return attn.permute(0, 3, 1, 2).contiguous().to(torch.float64).softmax(-1) @ v
+
+
+def stable(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    logits = q @ k.mT * SCALE
+    logits = logits - logits.amax(-1, keepdim=True)
+    return torch.clamp(logits, min=-5000, max=5000).softmax(-1) @ v
+
+
+def mixed_after(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    attn = (q @ k.mT * SCALE).softmax(-1)
+    attn = F.linear(attn.permute(0, 2, 3, 1), WEIGHTS).permute(0, 3, 1, 2)
+    return attn @ v
+
+
+def mix(attn: Tensor) -> Tensor:
+    return torch.einsum("gh,nhij->ngij", WEIGHTS, attn)
+
+
+def from_zeros(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """A mask that is drawn in the forward, from a tensor like the input (torchvision's Swin)."""
+    regions = q.new_zeros(TOKENS)
+    regions[2:] = 1
+    mask = regions.unsqueeze(0) - regions.unsqueeze(1)
+    mask = mask.masked_fill(mask != 0, -100.0).masked_fill(mask == 0, 0.0)
+    return (q @ k.mT * SCALE + mask).softmax(-1) @ v
+
+
+REGIONS = torch.block_diag(torch.ones(2, 2), torch.ones(3, 3)).bool()
+
+SPELLINGS = {
+    "q k^T v": Spelling(usual),
+    "bmm": Spelling(by_bmm),
+    "baddbmm": Spelling(by_baddbmm, minus(BAND, math.inf), BAND),
+    "einsum": Spelling(by_einsum),
+    "einsum of tokens": Spelling(by_einsum_of_tokens),
+    "columns": Spelling(columns),
+    "+ a mask": Spelling(
+        lambda q, k, v: ((q @ k.mT) * SCALE + minus(BAND, 100)).softmax(-1) @ v,
+        minus(BAND, 100), BAND,
+    ),
+    "- a mask": Spelling(
+        lambda q, k, v: (q.matmul(k.mT) * SCALE - 100 * (~BAND).double()).softmax(-1).matmul(v),
+        minus(BAND, 100), BAND,
+    ),
+    "+ two masks": Spelling(
+        lambda q, k, v: (
+            minus(CAUSAL, 1e9) + (q @ k.mT * SCALE + minus(BAND, 100))
+        ).softmax(-1) @ v,
+        minus(BAND, 100) + minus(CAUSAL, 1e9), BAND & CAUSAL,
+    ),
+    "+ a bias": Spelling(lambda q, k, v: (q @ k.mT * SCALE + BIAS).softmax(-1) @ v, BIAS),
+    "masked_fill": Spelling(lambda q, k, v: filled(-math.inf, q, k, v), allowed=BAND),
+    "masked_fill, finite": Spelling(lambda q, k, v: filled(-1e4, q, k, v), allowed=BAND),
+    "masked_fill_": Spelling(filled_in_place, BIAS, BAND),
+    "where": Spelling(chosen, allowed=BAND & CAUSAL),
+    "windows": Spelling(windows, minus(BY_HEAD, 100), BY_HEAD),
+    "permuted": Spelling(permuted, minus(BY_HEAD, 100), BY_HEAD),
+    "stable": Spelling(stable),
+    "mixed after the softmax": Spelling(mixed_after, mix=mix),
+    "a mask made in the forward": Spelling(from_zeros, minus(REGIONS, 100), REGIONS),
+}  # fmt: skip
+CASES = {name: case(spelling) for name, spelling in SPELLINGS.items()}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_scores(name):
+    check_spelling(SPELLINGS[name])
+
+
+NOT_ATTENTION = {
+    "no softmax": (lambda q, k, v: q @ k.mT @ v, "cannot tell which factor"),
+    "a softmax by hand": (
+        lambda q, k, v: (lambda e: e / e.sum(-1, keepdim=True))((q @ k.mT).exp()) @ v,
+        r"came out of torch.Tensor.exp, which is no activation",
+    ),
+    "logits as values": (lambda q, k, v: (q @ k.mT)[..., :2] + v, "gate tensor"),
+    "a trilinear einsum": (
+        lambda q, k, v: torch.einsum("nhic,nhjc,nhjd->nhid", q, k, v),
+        "has no rule",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NOT_ATTENTION)
+def test_products_that_are_no_attention(name):
+    function, message = NOT_ATTENTION[name]
+    model = attending(function)
+    with pytest.raises(NoRuleError, match=message):
+        pxfast.score(model, random_batch((TOKENS, 3), 2).double())
