@@ -70,6 +70,7 @@ def written_out(
     criterion: str,
     masks: Mapping[str, Tensor] | None = None,
     mix: Callable[[Tensor], Tensor] = lambda a: a,
+    by_head: Tensor | float = 1.0,
 ) -> dict[str, Tensor]:
     """S/R of the four layers.
 
@@ -81,6 +82,7 @@ def written_out(
         criterion: "px" or "px-joint".
         masks: of the weights.
         mix: what becomes of A after the softmax.
+        by_head: how much a head counts in ℓ, broadcastable to [N, H, T, T].
     """
     mask = {name: (masks or {}).get(name, torch.ones(())).double() for name in NAMES}
     theta = {name: model.get_parameter(name).detach() * mask[name] for name in NAMES}
@@ -108,7 +110,7 @@ def written_out(
         behind = torch.einsum("nhij,nhjc->nhic", gate.expand(len(x), v.shape[1], -1, -1), v)
         attended = behind.transpose(1, 2).flatten(2) @ weights["proj.weight"].mT
         q, k, _ = grouped(inner.detach() @ weights["qkv.weight"].mT)
-        pairs = torch.einsum("nhic,nhjc->nhij", q, k) * open_
+        pairs = torch.einsum("nhic,nhjc->nhij", q, k) * open_ * by_head
         return (inner + attended) @ weights["head.weight"].mT, behind, pairs.sum()
 
     if criterion == "px":

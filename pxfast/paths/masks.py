@@ -67,9 +67,11 @@ class FixedParts:
 def fixed_part(network: Network, mask: Any) -> Tensor | None:
     """What a mask adds to logits whatever the data and the learned parts are, as path sums are
     kept; None if that is nothing."""
+    from pxfast.paths.tensor import PathTensor
+
     if not isinstance(mask, Tensor) or not network.squares:
         return None
-    if hasattr(mask, "path"):
+    if isinstance(mask, PathTensor):
         if not mask.constant:
             return None  # computed from the data: open in g
         if not network.values:

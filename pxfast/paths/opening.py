@@ -102,6 +102,7 @@ class Opening:
     Attributes:
         activation: its name, or None for attention logits, which nothing has opened yet.
         entering: the path sums at its input.
+        attention: whether that is a product of queries and keys, or was made of one.
         moves: of logits, the movements of entries since their product.
         masks: of logits, the sum of the fixed parts of masks, narrow, where they lie now.
         allowed: of a softmax, whether an entry of its input was allowed; None where all were.
@@ -111,6 +112,7 @@ class Opening:
 
     activation: str | None
     entering: Entries | Dots
+    attention: bool = False
     moves: tuple[Move, ...] = ()
     masks: Tensor | None = None
     allowed: Tensor | None = None

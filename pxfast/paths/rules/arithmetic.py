@@ -21,6 +21,7 @@ from pxfast.paths.opening import Entries, Opening
 from pxfast.paths.pathsum import PathSum, total
 from pxfast.paths.registry import full_name, rule, spellings
 from pxfast.paths.rules.activation import out_of_place
+from pxfast.paths.rules.heads import is_attention
 from pxfast.paths.side import Product
 
 
@@ -56,8 +57,7 @@ def reversed_subtract(network: Network, func: Any, input: Any, other: Any) -> An
 
 def is_logits(x: Any) -> bool:
     """Whether x is a product of two path tensors that nothing has opened yet."""
-    opening = getattr(x, "opening", None)
-    return opening is not None and x.path is None and opening.activation is None
+    return is_attention(x) and x.opening.activation is None
 
 
 def masked_logits(network: Network, value: Any, x: Any, y: Any, alpha: float = 1) -> Any:
@@ -73,6 +73,12 @@ def masked_logits(network: Network, value: Any, x: Any, y: Any, alpha: float = 1
 
 def _sum_of_paths(network: Network, x: Any, y: Any, alpha: Any) -> PathSum | None:
     first, second = path_of(x), path_of(y)
+    if (first is None) != (second is None) and (is_attention(x) or is_attention(y)):
+        raise NoRuleError(
+            f"attention probabilities are added to a tensor with a path (in "
+            f"{network.weights.where()}), which loses the paths behind them. Put the sum into a "
+            "function of its own and register a rule for that with pxfast.rule."
+        )
     if alpha != 1:
         second = network.scaled(second, lambda: float(alpha) ** 2)
     if first is None or second is None:
@@ -120,14 +126,15 @@ def gated_product(network: Network, value: Any, gate: Any, gated: Any, power: in
 
 def with_side_branch(network: Network, gate: Any, path: PathSum | None) -> PathSum | None:
     """The path of a value behind a gate, which has a side branch unless it is a mere norm."""
-    opening = gate.opening
-    if gate.path is None and (opening is None or opening.activation is None):
-        if opening is not None:
-            raise undecided(network)
-        return path
-    if opening is None or opening.activation is None:
-        opening = Opening("none", Entries(gate.path, tuple(gate.value.shape)))
-    return beside(network, opening, path)
+    opening: Opening | None = gate.opening
+    if opening is not None and opening.activation is not None:
+        return beside(network, opening, path)
+    if gate.path is not None:
+        entering = Entries(gate.path, tuple(gate.value.shape))
+        return beside(network, Opening("none", entering), path)
+    if opening is not None:
+        raise undecided(network)
+    return path
 
 
 def beside(network: Network, opening: Opening, path: PathSum | None) -> PathSum | None:

@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pxfast import ops
 from pxfast.paths.masks import fixed_part
 from pxfast.paths.network import Network
 from pxfast.paths.opening import Dots, Opening
+from pxfast.paths.pathsum import PathSum
 from pxfast.paths.registry import rule
 from pxfast.paths.rules.arithmetic import beside, path_of
 from pxfast.paths.rules.matmul import entering, weighted
-from pxfast.paths.rules.squared_attention import squared_attention
 
 
 @rule(F.scaled_dot_product_attention)
@@ -45,42 +46,57 @@ def scaled_dot_product_attention(
         lead = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
         shape = torch.Size((*lead, query.shape[-2], key.shape[-2]))
         tail = value.shape[-1]
-    if network.values:
-        result = network.value(func, query, key, value, attn_mask, 0.0, is_causal, scale=scale)
-    else:
-        result = torch.empty((*shape[:-1], tail), dtype=query.dtype, device="meta")
-    path = path_of(value)
-    if path is None:
-        return network.tensor(result, None)
-    opening = Opening(None, Dots(entering(network, query), entering(network, keys)))
+    opening = Opening(None, Dots(entering(network, query), entering(network, keys)), attention=True)
     for fixed in (fixed_part(network, attn_mask), _causal(network, shape, is_causal)):
         opening = opening if fixed is None else opening.masked(fixed)
     like = torch.empty((), dtype=network.dtype, device=network.path_device)
     opening = opening.softmax(shape, len(lead) + 1, like)
-    if network.gates:
-        wide = path.map(lambda m: m.expand(*m.shape[:-2], shape[-1], m.shape[-1]))
-        path = wide.map(
-            lambda m: attended(network, (query, key), m, attn_mask, is_causal, scale, shape)
-        )
-    else:
+    path, result = path_of(value), None
+    if path is not None and not network.gates:
+        assert opening.mean is not None
         path = weighted(opening.mean, path, shape[-1])
+    elif path is not None and network.values:
+        result, path = squared(network, query, key, value, attn_mask, is_causal, scale)
+    elif path is not None:
+        path = path.map(lambda m: m.new_empty((*shape[:-1], m.shape[-1])))
+    if result is None and network.values:
+        result = network.value(func, query, key, value, attn_mask, 0.0, is_causal, scale=scale)
+    elif result is None:
+        result = torch.empty((*shape[:-1], tail), dtype=query.dtype, device="meta")
+    if path is None:
+        return network.tensor(result, None)
     return network.tensor(result, beside(network, opening, path.normalised()))
 
 
-def attended(
+def squared(
     network: Network,
-    factors: tuple[Any, Any],
-    mantissa: Tensor,
+    query: Any,
+    key: Any,
+    value: Any,
     mask: Any,
     is_causal: bool,
     scale: float | None,
-    shape: torch.Size,
-) -> Tensor:
-    """Σ_j A_ij² path_j of the data's probabilities A, of the given shape."""
-    if mantissa.is_meta:
-        return mantissa.new_empty((*shape[:-1], mantissa.shape[-1]))
-    query, key = (getattr(factor, "value", factor) for factor in factors)
-    return squared_attention(query, key, mantissa, getattr(mask, "value", mask), is_causal, scale)
+) -> tuple[Tensor | None, PathSum]:
+    """Σ_j A_ij² path_j of the data's probabilities A, and in the same pass A v, unless the model
+    wants that in another dtype."""
+    path = value.path.map(lambda m: m.expand(*m.shape[:-2], value.value.shape[-2], m.shape[-1]))
+    q, k, v, mask = (_data(x) for x in (query, key, value, mask))
+    if is_causal:
+        causal = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
+        mask = causal if mask is None else causal & mask
+    together = network.autocast is None and q.dtype == k.dtype == v.dtype
+    if network.dtype is torch.float64 or not together:
+        q, k = q.to(network.dtype), k.to(network.dtype)
+    together = together and q.dtype == v.dtype
+    result, mantissa = ops.squared_attention(
+        q, k, path.mantissa, v if together else None, mask, scale
+    )
+    return result, PathSum(mantissa, path.exponent)
+
+
+def _data(x: Any) -> Any:
+    value = getattr(x, "value", x)
+    return None if value is None else value.detach()
 
 
 def _causal(network: Network, shape: torch.Size, is_causal: bool) -> Tensor | None:

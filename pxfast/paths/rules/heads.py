@@ -13,18 +13,18 @@ from typing import Any
 from torch import Tensor
 
 from pxfast.paths.network import Network
-from pxfast.paths.opening import Dots, Entries
+from pxfast.paths.opening import Entries
 
 
 def is_attention(x: Any) -> bool:
     """Whether x holds logits or probabilities of attention, and no path."""
     opening = getattr(x, "opening", None)
-    if opening is None or x.path is not None:
-        return False
-    return opening.activation is None or isinstance(opening.entering, Dots)
+    return opening is not None and opening.attention and x.path is None
 
 
-def mixed_heads(network: Network, linear: Callable[..., Any], x: Any, weight: Any, bias: Any) -> Any:
+def mixed_heads(
+    network: Network, linear: Callable[..., Any], x: Any, weight: Any, bias: Any
+) -> Any:
     """x Wᵀ + b for attention x [..., H]; ``linear`` is the rule of linear layers."""
     opening, path = x.opening, None
     logits = opening.activation is None

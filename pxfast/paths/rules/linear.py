@@ -32,7 +32,7 @@ Ints = tuple[int, ...]
 @rule(F.linear)
 def linear(network: Network, func: Any, input: Any, weight: Any, bias: Any = None) -> Any:
     """y = x Wᵀ + b."""
-    if is_attention(input):
+    if is_attention(input) and weight.shape[0] == weight.shape[1]:
         return mixed_heads(network, linear, input, weight, bias)
     used = applied(network, input, weight)
     value = network.shaped(

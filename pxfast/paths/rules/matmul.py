@@ -51,7 +51,8 @@ def matmul(network: Network, func: Any, input: Any, other: Any) -> Any:
         answer = is_gate(input, other)
     if answer is not None:  # unless a softmax makes attention of it
         result = gated_matmul(network, value, input, other, answer)
-    result.opening = Opening(None, Dots(entering(network, input), entering(network, other)))
+    dots = Dots(entering(network, input), entering(network, other))
+    result.opening = Opening(None, dots, attention=True)
     result.ended = None if answer is not None else full_name(func)
     return result
 

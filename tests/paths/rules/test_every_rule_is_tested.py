@@ -37,7 +37,6 @@ EXCEPTIONS: dict[Any, str] = {
     F.upsample: IN_PYTHON,
     torch.is_tensor: IN_PYTHON,
     **dict.fromkeys((F.lp_pool1d, F.lp_pool2d, F.lp_pool3d), ERRORS),
-    **dict.fromkeys((torch.bmm, Tensor.bmm), ERRORS),
     **dict.fromkeys((Tensor.backward, Tensor.register_hook, Tensor.retain_grad), ERRORS),
     Tensor.__hash__: IN_PYTHON,
     Tensor.__repr__: IN_PYTHON,

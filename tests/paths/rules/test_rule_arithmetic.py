@@ -416,9 +416,10 @@ def test_a_product_without_a_gate_is_an_error(name):
     ("function", "message"),
     [
         (lambda x, one, two: torch.sigmoid(one(x)) / two(x), "quotient whose divisor carries"),
-        (lambda x, one, two: torch.matmul(one(x)[:, None], two(x)[..., None])[:, 0], "no rule for"),
-        (lambda x, one, two: torch.bmm(one(x)[:, None], two(x)[:, None].mT)[:, 0], "no rule for"),
-        (lambda x, one, two: one(x)[:, None].bmm(two(x)[:, None].mT)[:, 0], "no rule for these"),
+        (lambda x, one, two: torch.matmul(one(x)[:, None], two(x)[..., None])[:, 0], "gate tensor"),
+        (lambda x, one, two: torch.bmm(one(x)[:, None], two(x)[:, None].mT)[:, 0], "gate tensor"),
+        (lambda x, one, two: one(x)[:, None].bmm(two(x)[:, None].mT)[:, 0], "gate tensor"),
+        (lambda x, one, two: torch.mm(one(x), two(x).mT), "no rule for these"),
     ],
 )
 def test_products_and_quotients_without_a_rule(function, message):

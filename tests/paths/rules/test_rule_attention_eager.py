@@ -19,13 +19,18 @@ from attending import (
     case,
     check_spelling,
     minus,
+    totals,
+    written_out,
 )
+from middles import data_pass_forced
 from nets import random_batch
-from torch import Tensor
+from tolerances import SMALL_NET, close
+from torch import Tensor, nn
 
 import pxfast
 from pxfast.errors import NoRuleError
 
+sdpa = F.scaled_dot_product_attention
 SCALE = 1 / math.sqrt(WIDTH)
 WEIGHTS = torch.tensor([[0.5, -2.0], [1.5, 0.25]]).double()
 
@@ -37,13 +42,19 @@ def usual(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def by_bmm(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k, v = (x.reshape(-1, TOKENS, WIDTH) for x in (q, k, v))
-    logits = torch.baddbmm(BAND[:1].double() * 0, q, k.mT, beta=0, alpha=SCALE)
+    logits = torch.baddbmm(torch.zeros(1).to(q), q, k.mT, beta=0, alpha=SCALE)
     return torch.bmm(torch.softmax(logits, -1), v).view(-1, 2, TOKENS, WIDTH)
 
 
 def by_baddbmm(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))
-    logits = minus(BAND, math.inf)[None].baddbmm(q, k.mT, alpha=SCALE)
+    logits = minus(BAND, math.inf).to(q)[None].baddbmm(q, k.mT, alpha=SCALE)
+    return logits.softmax(-1).bmm(v).unflatten(0, (-1, 2))
+
+
+def in_place(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+    logits = q.new_zeros(len(q), TOKENS, TOKENS).baddbmm_(q, k.mT, alpha=SCALE)
     return logits.softmax(-1).bmm(v).unflatten(0, (-1, 2))
 
 
@@ -86,13 +97,13 @@ def chosen(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def windows(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Swin's way to add a mask by window: here the sample is the window."""
     attn = (q * SCALE) @ k.mT
-    attn = attn.view(1, len(q), 2, TOKENS, TOKENS) + minus(BY_HEAD, 100)[None]
+    attn = attn.view(1, len(q), 2, TOKENS, TOKENS) + minus(BY_HEAD, 100)[None].to(q)
     return attn.view(-1, 2, TOKENS, TOKENS).softmax(-1) @ v
 
 
 def permuted(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    attn = (q @ k.mT * SCALE).permute(0, 2, 3, 1) + minus(BY_HEAD, 100).permute(0, 2, 3, 1)
-    return attn.permute(0, 3, 1, 2).contiguous().to(torch.float64).softmax(-1) @ v
+    attn = (q @ k.mT * SCALE).permute(0, 2, 3, 1) + minus(BY_HEAD, 100).permute(0, 2, 3, 1).to(q)
+    return attn.permute(0, 3, 1, 2).contiguous().to(q.dtype).softmax(-1) @ v
 
 
 def stable(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -103,7 +114,7 @@ def stable(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def mixed_after(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     attn = (q @ k.mT * SCALE).softmax(-1)
-    attn = F.linear(attn.permute(0, 2, 3, 1), WEIGHTS).permute(0, 3, 1, 2)
+    attn = F.linear(attn.permute(0, 2, 3, 1), WEIGHTS.to(q)).permute(0, 3, 1, 2)
     return attn @ v
 
 
@@ -126,24 +137,25 @@ SPELLINGS = {
     "q k^T v": Spelling(usual),
     "bmm": Spelling(by_bmm),
     "baddbmm": Spelling(by_baddbmm, minus(BAND, math.inf), BAND),
+    "baddbmm_": Spelling(in_place),
     "einsum": Spelling(by_einsum),
     "einsum of tokens": Spelling(by_einsum_of_tokens),
     "columns": Spelling(columns),
     "+ a mask": Spelling(
-        lambda q, k, v: ((q @ k.mT) * SCALE + minus(BAND, 100)).softmax(-1) @ v,
+        lambda q, k, v: ((q @ k.mT) * SCALE + minus(BAND, 100).to(q)).softmax(-1) @ v,
         minus(BAND, 100), BAND,
     ),
     "- a mask": Spelling(
-        lambda q, k, v: (q.matmul(k.mT) * SCALE - 100 * (~BAND).double()).softmax(-1).matmul(v),
+        lambda q, k, v: (q.matmul(k.mT) * SCALE - 100 * (~BAND).to(q)).softmax(-1).matmul(v),
         minus(BAND, 100), BAND,
     ),
     "+ two masks": Spelling(
         lambda q, k, v: (
-            minus(CAUSAL, 1e9) + (q @ k.mT * SCALE + minus(BAND, 100))
+            minus(CAUSAL, 1e9).to(q) + (q @ k.mT * SCALE + minus(BAND, 100).to(q))
         ).softmax(-1) @ v,
         minus(BAND, 100) + minus(CAUSAL, 1e9), BAND & CAUSAL,
     ),
-    "+ a bias": Spelling(lambda q, k, v: (q @ k.mT * SCALE + BIAS).softmax(-1) @ v, BIAS),
+    "+ a bias": Spelling(lambda q, k, v: (q @ k.mT * SCALE + BIAS.to(q)).softmax(-1) @ v, BIAS),
     "masked_fill": Spelling(lambda q, k, v: filled(-math.inf, q, k, v), allowed=BAND),
     "masked_fill, finite": Spelling(lambda q, k, v: filled(-1e4, q, k, v), allowed=BAND),
     "masked_fill_": Spelling(filled_in_place, BIAS, BAND),
@@ -168,7 +180,15 @@ NOT_ATTENTION = {
         lambda q, k, v: (lambda e: e / e.sum(-1, keepdim=True))((q @ k.mT).exp()) @ v,
         r"came out of torch.Tensor.exp, which is no activation",
     ),
-    "logits as values": (lambda q, k, v: (q @ k.mT)[..., :2] + v, "gate tensor"),
+    "logits as values": (lambda q, k, v: (q @ k.mT)[..., :2] + v, "matmul makes a gate tensor"),
+    "probabilities as values": (
+        lambda q, k, v: (q @ k.mT).softmax(-1)[..., :2] + v,
+        "probabilities are added",
+    ),
+    "a residual": (
+        lambda q, k, v: sdpa(q, k, v) + (q @ k.mT).softmax(-1)[..., :2],
+        "probabilities are added",
+    ),
     "a trilinear einsum": (
         lambda q, k, v: torch.einsum("nhic,nhjc,nhjd->nhid", q, k, v),
         "has no rule",
@@ -182,3 +202,40 @@ def test_products_that_are_no_attention(name):
     model = attending(function)
     with pytest.raises(NoRuleError, match=message):
         pxfast.score(model, random_batch((TOKENS, 3), 2).double())
+
+
+class Talking(nn.Module):
+    """Logits and probabilities, both mixed across heads by linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.after = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        attn = self.before((q @ k.mT * SCALE).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        attn = self.after(attn.softmax(-1).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return attn @ v
+
+
+@pytest.mark.parametrize("criterion", ["px", "px-joint"])
+def test_talking_heads(criterion):
+    model = attending(Talking())
+    before, after = model.attend.before, model.attend.after
+    x = random_batch((TOKENS, 3), 3, 7).double()
+    with data_pass_forced(), pytest.warns(UserWarning, match=r"never uses.*attend\.after\.weight"):
+        scores = pxfast.score(model, x, criterion=criterion)
+    squares = before.weight.detach() ** 2
+
+    def logits(q: Tensor, k: Tensor) -> Tensor:
+        return before((q @ k.mT * SCALE).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def mixed(a: Tensor) -> Tensor:
+        return after(a.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    expected = written_out(
+        model, logits, None, x, criterion, mix=mixed, by_head=squares.sum(0).view(1, 2, 1, 1)
+    )
+    for name, theirs in expected.items():
+        close(scores[name], theirs, SMALL_NET[torch.float64], name)
+    sums = totals(scores, model)
+    close(scores["attend.before.weight"].sum(), sums["v"], SMALL_NET[torch.float64], "mix")
