@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from emulated import build, gate_kernels, kernels, select_kernels
+from emulated import attention_kernels, build, gate_kernels, kernels, select_kernels
 from torch import Tensor
 
 from pxfast import _native
@@ -114,6 +114,27 @@ class Emulated(Backend):
         assert all((mask <= 1).all() for mask in masks)
         return [torch.from_numpy(mask).bool() for mask in masks]
 
+    def squared_attention(
+        self,
+        q: Tensor,
+        k: Tensor,
+        path: Tensor,
+        v: Tensor | None,
+        mask: Tensor | None,
+        scale: float,
+    ) -> tuple[Tensor, Tensor]:
+        arrays = map(_array, (q, k, path, v, mask))
+        output, paths = attention_kernels.squared_attention(*arrays, scale)  # type: ignore[arg-type]
+        by_tokens = q.new_empty(0) if output is None else _heads(output, q.dtype)
+        return by_tokens, _heads(paths, path.dtype)
+
+    def squared_attention_backward(
+        self, dy: Tensor, q: Tensor, k: Tensor, mask: Tensor | None, scale: float
+    ) -> Tensor:
+        arrays = map(_array, (dy, q, k, mask))
+        dpath = attention_kernels.squared_attention_backward(*arrays, scale)  # type: ignore[arg-type]
+        return _heads(dpath, dy.dtype)
+
     def gate(
         self,
         z: Tensor,
@@ -156,7 +177,7 @@ class Cuda(Backend):
         for here, copy in zip(args, there, strict=True):
             if isinstance(here, Tensor):
                 _storage(here).copy_(_storage(copy))
-        return [r.cpu() for r in result] if isinstance(result, list) else result.cpu()
+        return [r.cpu() for r in result] if isinstance(result, (list, tuple)) else result.cpu()
 
 
 @contextmanager
@@ -207,6 +228,11 @@ def _array(tensor: Tensor | None) -> kernels.Array | None:
     if tensor.dtype == torch.bfloat16:
         tensor = tensor.contiguous().view(torch.uint16)
     return np.ascontiguousarray(tensor.numpy())
+
+
+def _heads(array: kernels.Array, dtype: torch.dtype) -> Tensor:
+    """[N, rows, H, columns] as [N, H, rows, columns]."""
+    return torch.from_numpy(array).view(dtype).transpose(1, 2)
 
 
 def _storage(tensor: Tensor) -> Tensor:

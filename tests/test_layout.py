@@ -19,7 +19,6 @@ FILES = (
     "tests/ops/test_{op}.py",
     "bench/{op}.py",
 )
-FORMULA_ONLY = {"squared_attention"}  # ops that have no kernels yet
 CPU_ONLY = {"sparse_dual_conv2d"}  # ops that dense kernels serve elsewhere
 
 
@@ -38,7 +37,7 @@ def test_there_are_ops() -> None:
     assert "squared_linear" in OPS
 
 
-@pytest.mark.parametrize("op", [op for op in OPS if op not in FORMULA_ONLY])
+@pytest.mark.parametrize("op", OPS)
 def test_every_op_has_all_its_pieces(op: str) -> None:
     assert missing_pieces(op) == []
 

@@ -97,3 +97,17 @@ VALUE_OF_OP = {torch.float32: 8 * _U32, torch.float64: 8 * _U64}
 def stored(dtype: torch.dtype) -> float:
     """Of rounding a value to 16 bits once, relative; 0 for dtypes that arithmetic is done in."""
     return torch.finfo(dtype).eps / 2 if torch.finfo(dtype).bits == 16 else 0.0
+
+
+def attention(features: int, terms: int, largest: float, dtype: torch.dtype) -> float:
+    """Of squared_attention's results, relative to the sum of the terms' magnitudes.
+
+    A logit, a sum of `features` products with a scale and a mask, whose magnitudes add up to
+    `largest` at most, is off by (features + 4)·u·largest, and its exponential by as much, relative;
+    so is that of the row's largest. An exponential adds 4 u of its own, a sum of `terms` of them
+    terms·u, the quotient 2 u. Squared: twice all that. The last sum of `terms` products, rescaled
+    whenever a row's maximum grows (4 u and less than terms / 16 times), adds terms + terms / 4.
+    """
+    u = torch.finfo(dtype).eps / 2
+    logit = 2 * (features + 4) * u * largest
+    return 2 * (logit + (terms + 6) * u) + (1.25 * terms + 10) * u

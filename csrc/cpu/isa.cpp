@@ -7,6 +7,7 @@
 #include "gate.h"
 #include "select_threshold.h"
 #include "sparse_dual_conv2d.h"
+#include "squared_attention.h"
 #include "squared_linear.h"
 #include "write_masks.h"
 
@@ -67,6 +68,11 @@ const SparseDualConv2dKernels& sparse_dual_conv2d() {
 
 const GateKernels& gate() {
   static constexpr const GateKernels* kernels[] = PX_KERNELS(gate);
+  return *kernels[static_cast<int>(isa())];
+}
+
+const SquaredAttentionKernels& squared_attention() {
+  static constexpr const SquaredAttentionKernels* kernels[] = PX_KERNELS(squared_attention);
   return *kernels[static_cast<int>(isa())];
 }
 

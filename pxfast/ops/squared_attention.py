@@ -258,9 +258,10 @@ def _blocks(q: Tensor, k: Tensor, mask: Tensor | None) -> Iterator[tuple[slice, 
         yield block, mask if mask is None or mask.shape[2] == 1 else mask[:, :, block]
 
 
-def _in_blocks(
+def in_blocks(
     q: Tensor, k: Tensor, path: Tensor, v: Tensor | None, mask: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
+    """The formula, block after block of queries: what runs where there are no kernels."""
     output, paths = _fake(q, k, path, v, mask, scale)
     for rows, its_mask in _blocks(q, k, mask):
         parts = reference.squared_attention(q[:, :, rows], k, path, v, its_mask, scale)
@@ -270,9 +271,10 @@ def _in_blocks(
     return output, paths
 
 
-def _in_blocks_backward(
+def in_blocks_backward(
     dy: Tensor, q: Tensor, k: Tensor, mask: Tensor | None, scale: float
 ) -> Tensor:
+    """The same for the backward."""
     dpath = _fake_backward(dy, q, k, mask, scale).zero_()
     for rows, its_mask in _blocks(q, k, mask):
         dpath += reference.squared_attention_backward(
@@ -285,11 +287,11 @@ declare(
     "squared_attention(Tensor q, Tensor k, Tensor path, Tensor? v, Tensor? mask, float scale)"
     " -> (Tensor, Tensor)",
     fake=_fake,
-    reference=_in_blocks,
+    reference=in_blocks,
 )
 declare(
     "squared_attention_backward(Tensor dy, Tensor q, Tensor k, Tensor? mask, float scale)"
     " -> Tensor",
     fake=_fake_backward,
-    reference=_in_blocks_backward,
+    reference=in_blocks_backward,
 )

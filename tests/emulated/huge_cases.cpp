@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "attention_cut.h"
 #include "cuda/gate.cuh"
 #include "small_cut.h"
 
@@ -66,10 +67,31 @@ void run_gate(int64_t A, int64_t K) {
   expect("gated", A, gated[last], 20);
 }
 
+// One key: A is 1, output = 3 and paths = 5; dpath = 7. The last head alone is not 0.
+void run_attention(int64_t heads, int64_t columns) {
+  const int64_t last = heads * columns - 1;
+  float *q = reserve<float>(heads * columns), *path = reserve<float>(heads * columns);
+  float *dy = reserve<float>(heads * columns), *results = reserve<float>(heads * columns);
+  float* output = reserve<float>(heads * columns);
+  q[last] = 3, path[last] = 5, dy[last] = 7;
+  const auto rows = [&](const float* data) { return px::Heads{data, 0, columns, columns}; };
+  px::SquaredAttention call{};
+  call.q = call.k = call.v = rows(q), call.in = rows(path), call.output = output, call.out = results;
+  call.N = call.T = call.S = 1, call.H = heads, call.D = call.E = call.P = columns, call.scale = 1;
+  px::cuda::launch_squared_attention<px::cuda::SmallAttentionCut>(call, nullptr);
+  expect("output", heads, output[last], 3);
+  expect("paths", heads, results[last], 5);
+  call.backward = true, call.output = nullptr, call.in = rows(dy);
+  call.scratch = reserve<float>(2 * heads);
+  px::cuda::launch_squared_attention<px::cuda::SmallAttentionCut>(call, nullptr);
+  expect("dpath", heads, results[last], 7);
+}
+
 }  // namespace
 
 int main() {
   emulated::schedule.last_block_only = true;
+  run_attention((int64_t{1} << 31) / 16 + 1, 16);
   run_gate(1, (int64_t{1} << 31) + 6);
   run_gate((int64_t{1} << 31) / 64 + 1, 64);
   run(1, (int64_t{1} << 31) / 64 + 1, 64);   // few tokens: the weight
