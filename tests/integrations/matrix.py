@@ -68,6 +68,16 @@ MATRIX = (
         "be pickled with its data; give weights back when the level falls",
     ),
     Row(
+        "Torch-Pruning",
+        ("torch-pruning",),
+        ("torch_pruning",),
+        "torch-pruning",
+        "torch_pruning",
+        "`tp.pruner.BasePruner(model, x, importance=PXImportance(data), …)`",
+        "score biases and norms; a model that keeps sizes of its own (head sizes) must be told of "
+        "the new ones before the next step",
+    ),
+    Row(
         "Synaptic-Flow, the official PX code, NTK-SAP, and their forks",
         (),
         ("torch",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib.metadata
 import os
 import re
@@ -9,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from integrations.matrix import MARKED, MATRIX, PAGE, ROOT, Row, pinned, table
 from libraries import library
 
@@ -77,6 +79,17 @@ def test_the_example_runs(row: Row):
         "-c", f"{LOADED}; runpy.run_path('examples/in_{row.adapter}.py', None, '__main__')"
     )
     assert run.returncode == 0, run.stderr
+
+
+@EACH
+def test_the_examples_in_the_docstrings_run(row: Row):
+    for module in row.modules:
+        library(module)
+    adapter = getattr(pxfast.integrations, row.adapter)
+    names = {"torch": torch, "nn": torch.nn, "Tensor": torch.Tensor}
+    result = doctest.testmod(adapter, extraglobs=names)
+    assert result.failed == 0
+    assert result.attempted > 0
 
 
 @pytest.mark.parametrize("row", FOREIGN, ids=lambda row: row.adapter)
