@@ -126,9 +126,13 @@ def _with_mask(source: Source, mask: Tensor, shape: torch.Size) -> Source:
     return replace(source, mask=own if source.mask is None else source.mask & own)
 
 
+_PRODUCTS = ("mul", "multiply", "__mul__", "__rmul__", "mul_")
+_PRODUCTS += ("apply_magnitude_binary_mask",)  # NNCF's
+
+
 def _masked_by_product(name: str, operands: Operands) -> Source | None:
     """The weight in ``mask * weight``, for a mask of 0 and 1 that may be a parameter itself."""
-    if name not in ("mul", "multiply", "__mul__", "__rmul__", "mul_") or len(operands) != 2:
+    if name not in _PRODUCTS or len(operands) != 2:
         return None
     pairs = [operands, operands[::-1]]
     for (tensor, source), (mask, origin) in sorted(pairs, key=lambda pair: pair[1][1] is not None):

@@ -102,6 +102,26 @@ MATRIX = (
         "prune parametrized weights; prune again during training",
     ),
     Row(
+        "NVIDIA ModelOpt",
+        ("nvidia-modelopt",),
+        ("modelopt",),
+        "modelopt",
+        "modelopt",
+        "`set_masks(model, masks)`, then its own `mto.save`, quantisation, `mts.export`; "
+        "`masks_of(model)`",
+        "hold masks of layers other than nn.Linear and nn.Conv2d, or of fused attention weights",
+    ),
+    Row(
+        "NNCF",
+        ("nncf",),
+        ("nncf",),
+        "nncf",
+        "nncf",
+        "`set_masks(model, masks)`, then its own training, `nncf.pruning_statistic(model)`, "
+        "`nncf.strip(model, strip_format=nncf.StripFormat.IN_PLACE)`; `masks_of(model)`",
+        "wrap an nn.Sequential that is the whole model; hold masks of parametrized weights",
+    ),
+    Row(
         "ONNX, torch.export",
         ("onnx", "onnxscript"),
         ("onnx", "onnxscript"),
