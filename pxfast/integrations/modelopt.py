@@ -48,9 +48,9 @@ def set_masks(model: Model, masks: Mapping[str, Tensor]) -> Model:
     if not any(isinstance(module, SparseModule) for module in model.modules()):
         rules = {"*": None, **{name.rpartition(".")[0]: {} for name in wanted}}
         config = {"nn.Linear": rules, "nn.Conv2d": rules}
-        model = apply_mode(model, [("sparse_magnitude", config)], registry=SparsityModeRegistry)
+        apply_mode(model, [("sparse_magnitude", config)], registry=SparsityModeRegistry)
     for name, module in _sparse_modules(model).items():
-        module.set_mask(wanted.get(name))
+        module.set_mask(wanted.get(name))  # type: ignore[arg-type]
     return model
 
 
