@@ -74,8 +74,8 @@ MATRIX = (
         "torch-pruning",
         "torch_pruning",
         "`tp.pruner.BasePruner(model, x, importance=PXImportance(data), …)`",
-        "score biases and norms; a model that keeps sizes of its own (head sizes) must be told of "
-        "the new ones before the next step",
+        "score biases and norms; know the sizes that a model keeps by itself (head sizes in timm): "
+        "set them before the next step",
     ),
     Row(
         "Synaptic-Flow, the official PX code, NTK-SAP, and their forks",

@@ -218,3 +218,89 @@ def test_torchvision_s_networks(name, scope):
         pruner.step()
         assert model(images).shape == (1, 5)
     assert sum(parameter.numel() for parameter in model.parameters()) < 0.75 * before
+
+
+# ---- transformers ----
+
+
+def vit() -> nn.Module:
+    torch.manual_seed(0)
+    return library("timm").create_model(
+        "vit_tiny_patch16_224", img_size=16, patch_size=4, num_classes=5, embed_dim=24, depth=2,
+        num_heads=4,
+    ).eval()  # fmt: skip
+
+
+def swin() -> nn.Module:
+    torch.manual_seed(0)
+    return library("timm").create_model(
+        "swin_tiny_patch4_window7_224", img_size=32, window_size=4, num_classes=5, embed_dim=12,
+        depths=(2, 2), num_heads=(2, 4),
+    ).eval()  # fmt: skip
+
+
+def attentions(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if hasattr(module, "qkv")]
+
+
+def tell_head_sizes(model: nn.Module, num_heads: dict[nn.Module, int]) -> None:
+    """timm's attention keeps its sizes as attributes."""
+    for attention in attentions(model):
+        attention.num_heads = num_heads[attention.qkv]
+        attention.attn_dim = attention.qkv.out_features // 3
+        attention.head_dim = attention.attn_dim // attention.num_heads
+
+
+@pytest.mark.filterwarnings("ignore:Unwrapped parameters detected")
+@pytest.mark.parametrize("whole_heads", [True, False])
+def test_vit_loses_its_lowest_heads_or_parts_of_all(whole_heads):
+    model, images = vit(), torch.randn(2, 3, 16, 16)
+    scores = pxfast.score(model, images)
+    before = {a.qkv: a.qkv.weight.detach().clone() for a in attentions(model)}
+    importance = {}  # of each head, by hand: its rows of qkv and its columns of proj
+    for index, attention in enumerate(attentions(model)):
+        rows = scores[f"blocks.{index}.attn.qkv.weight"].sum(1).view(3, 4, 6).sum((0, 2))
+        columns = scores[f"blocks.{index}.attn.proj.weight"].sum(0).view(4, 6).sum(1)
+        importance[attention.qkv] = rows + columns
+    num_heads = {a.qkv: a.num_heads for a in attentions(model)}
+    pruner = tp.pruner.BasePruner(
+        model, images[:1], PXImportance(images), pruning_ratio=0.5, num_heads=num_heads,
+        prune_num_heads=whole_heads, prune_head_dims=not whole_heads, head_pruning_ratio=0.5,
+        ignored_layers=[model.head, *(b.attn.proj for b in model.blocks), model.patch_embed],
+    )  # fmt: skip
+    pruner.step()
+    tell_head_sizes(model, pruner.num_heads)
+    assert model(images).shape == (2, 5)
+    for qkv, weight in before.items():
+        assert num_heads[qkv] == (2 if whole_heads else 4)
+        assert qkv.weight.shape == (36, 24)
+        if whole_heads:
+            kept = importance[qkv].argsort()[2:].sort().values
+            expected = weight.view(3, 4, 6, 24)[:, kept].reshape(36, 24)
+            assert torch.equal(qkv.weight, expected)
+    assert [block.mlp.fc1.out_features for block in model.blocks] == [48, 48]
+
+
+@pytest.mark.filterwarnings("ignore:Unwrapped parameters detected")
+@pytest.mark.parametrize("scope", ["global", "local"])
+@pytest.mark.parametrize("build", [vit, swin])
+def test_transformers_in_steps(build, scope):
+    """The embedding of Swin stays: Torch-Pruning does not follow timm's merging of patches."""
+    model = build()
+    images = torch.randn(2, 3, *[16 if build is vit else 32] * 2)
+    fixed = [model.patch_embed, model.head]
+    if build is swin:
+        fixed += [layer.downsample for layer in model.layers]
+        fixed += [m for n, m in model.named_modules() if n.endswith(("attn.proj", "mlp.fc2"))]
+    before = sum(parameter.numel() for parameter in model.parameters())
+    pruner = tp.pruner.BasePruner(
+        model, images[:1], PXImportance(images), pruning_ratio=0.5, iterative_steps=2,
+        max_pruning_ratio=0.7, global_pruning=scope == "global", ignored_layers=fixed,
+        num_heads={a.qkv: a.num_heads for a in attentions(model)},
+    )  # fmt: skip
+    for _ in range(2):
+        pruner.step()
+        tell_head_sizes(model, pruner.num_heads)
+        assert model(images).shape == (2, 5)
+    assert sum(parameter.numel() for parameter in model.parameters()) < 0.8 * before
+    assert pxfast.score(model, images).total < before
