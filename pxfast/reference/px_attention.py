@@ -97,19 +97,27 @@ def fixed_mask(net: Any, node: Node, name: str) -> Tensor:
         return value
     if graph.kinds[source] == PLAIN and not graph.is_learned(source):
         return value
-    operation, args = key(source), net.real.received[source]
+    operation, args = key(source), net.real.received.get(source)
     if operation in ("add", "sub"):
         first, second = fixed_mask(net, source, "self"), fixed_mask(net, source, "other")
         return first + second if operation == "add" else first - second
     if operation == "baddbmm":
         return fixed_mask(net, source, "self") * args["beta"]
-    if operation == "mul":
-        return fixed_mask(net, source, "self") * fixed_mask(net, source, "other")
-    if operation in ("masked_fill", "div", "where") or operation in MOVING:
-        changed = {n: fixed_mask(net, source, n) for n in ("self", "other")
-                   if isinstance(arguments(source).get(n), fx.Node)}  # fmt: skip
+    if operation in ("mul", "div"):  # logits and a mask are scaled; a learned table stays out
+        scaled = [n for n in ("self", "other") if _kind(graph, source, n) != PLAIN]
+        changed = {n: fixed_mask(net, source, n) for n in scaled}
+        return function(source)(**args | changed) if scaled else torch.zeros_like(value)
+    if operation in ("masked_fill", "where") or operation in MOVING:
+        changed = {n: fixed_mask(net, source, n) for n in ("self", "other") if n in args}
         return function(source)(**args | changed)
-    return fixed_mask(net, source, next(iter(args))) if operation in SAME else value * 0
+    if operation in SAME:
+        return fixed_mask(net, source, next(iter(args)))
+    return torch.zeros_like(value)
+
+
+def _kind(graph: Graph, node: Node, name: str) -> str:
+    argument = arguments(node)[name]
+    return graph.kinds[argument] if isinstance(argument, fx.Node) else PLAIN
 
 
 def product(net: Any, call: Call) -> Tensor:
