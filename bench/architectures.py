@@ -94,11 +94,16 @@ def build(name: str, **options: Any) -> nn.Module:
 
 
 def randomised(model: nn.Module) -> nn.Module:
-    """Draw norms, biases and learned scales at random: as initialised, many are 0 or 1."""
+    """Draw norms, biases, learned scales, tokens and tables at random: as initialised, many are 0
+    or 1; and the weights of linear layers so large that every branch counts."""
     with torch.no_grad():
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if parameter.dim() <= 1 or parameter.numel() == parameter.shape[0]:
                 parameter.uniform_(0.5, 1.5)
+            elif parameter.dim() == 2 and name.endswith("weight"):
+                parameter.normal_(std=parameter.shape[1] ** -0.5)
+            elif not name.endswith("weight"):
+                parameter.normal_()
         for name, buffer in model.named_buffers():
             if name.endswith("running_mean"):
                 buffer.normal_()

@@ -33,9 +33,11 @@ from pxfast.reference.px_rules import (
     PATH,
     PLAIN,
     PRODUCTS,
+    RULES,
     SAME,
     SOFTMAX,
     Call,
+    linear,
     register,
 )
 
@@ -161,10 +163,16 @@ def softmax(net: Any, call: Call) -> Tensor:
 
 
 def carried(net: Any, call: Call) -> Tensor:
-    """What logits and attention go through: moved as they are, else (scaled, mixed) unchanged."""
+    """What logits and attention go through: moved as they are, else (scaled, masked) unchanged.
+
+    Weights that mix the logits of several heads feed the softmax, so ℓ counts them; a mix behind it
+    is part of A, and leaves the mean over the allowed tokens what it is.
+    """
+    kind = net.graph.kinds[call.node]
     if call.operation in MOVING:
         return call()
-    kind = net.graph.kinds[call.node]
+    if kind == LOGITS and RULES[call.operation] is linear:
+        return linear(net, call)
     (which,) = [name for name, k in call.kinds.items() if k == kind]
     if call.operation not in LOGITS_OPERATIONS:
         raise TypeError(f"reference.px: no rule for {call.operation!r} of {kind} ({call.node})")
