@@ -15,6 +15,10 @@ class RangeError(PxfastError):
     """Path sums left the range of their dtype, or no path reaches the output."""
 
 
+class NoPathError(RangeError):
+    """No path reaches the output: R = 0."""
+
+
 class MaskError(PxfastError):
     """Masks do not fit the model, or a density cannot be reached with them."""
 

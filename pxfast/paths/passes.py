@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from pxfast.batches import Batch, cannot_run, check_finite, to_device
-from pxfast.errors import PxfastError, RangeError
+from pxfast.errors import NoPathError, PxfastError, RangeError
 from pxfast.paths import rules  # noqa: F401 - registers the rules
 from pxfast.paths.network import NeedsValuesError, Network
 from pxfast.paths.outputs import Select, output_paths
@@ -301,7 +301,7 @@ class Passes:
                 f"(model.double())."
             )
         if mantissa <= 0:
-            raise RangeError(f"no path reaches the output: R = 0. {self.weights.describe_empty()}")
+            raise NoPathError(f"no path reaches the output: R = 0. {self.weights.describe_empty()}")
         return math.log2(mantissa) + int(exponent)
 
 

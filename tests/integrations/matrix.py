@@ -122,6 +122,18 @@ MATRIX = (
         "wrap an nn.Sequential that is the whole model; hold masks of parametrized weights",
     ),
     Row(
+        "zero-cost-nas, NASLib",
+        (),
+        ("torch",),
+        "",
+        "zero_cost",
+        "`register(measure)`, then the measures `px`, `px_joint` and `px_trace` by name; "
+        "`proxy(net, images)`, `per_layer(net, images)`",
+        "measure one number per channel (`mode='channel'`)",
+        "interfaces of [zero-cost-nas](https://github.com/SamsungLabs/zero-cost-nas) and "
+        "[NASLib](https://github.com/automl/NASLib), rewritten in the tests; NAS-Bench-201 cells",
+    ),
+    Row(
         "ONNX, torch.export",
         ("onnx", "onnxscript"),
         ("onnx", "onnxscript"),
