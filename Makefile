@@ -88,6 +88,7 @@ bench: $(INSTALLED) ## measure everything again (about an hour) and rewrite the 
 	$(BIN)/python bench/run.py select
 	$(BIN)/python bench/run.py select-threshold
 	$(BIN)/python bench/run.py write-masks
+	$(BIN)/python bench/run.py synflow
 	$(MAKE) tables
 
 tables: $(TOOLS) ## write the tables of the documents from bench/results and the tests

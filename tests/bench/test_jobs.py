@@ -12,7 +12,7 @@ import torch
 from libraries import library
 
 import pxfast
-from bench import _setting, official_noise, prune, quality, run, score
+from bench import _setting, official_noise, prune, quality, run, score, synflow
 from bench._result import Result, load
 from pxfast.reference import official
 from pxfast.scoring import Scorer
@@ -219,3 +219,32 @@ def test_jobs_for_peak_memory_run() -> None:
 def test_modules_of_jobs_are_the_ones_that_run_finds() -> None:
     assert run.jobs()["score"] is score
     assert run.jobs()["official-noise"] is official_noise
+
+
+def test_the_loop_of_the_synaptic_flow_family_is_timed_with_both(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(synflow, "peak_memory", lambda prepare, **job: 1.0)
+    slow = synflow.OfficialPX.score
+    monkeypatch.setattr(
+        synflow.OfficialPX, "score", lambda *a, **k: time.sleep(0.2) or slow(*a, **k)
+    )
+    small = ["--width", "4", "--per-class", "1", "--rounds", "3", "--density", "0.3"]
+    result = run.main(["synflow", *small, "--results", str(tmp_path)])
+    assert [row["PX of"] for row in result.rows] == ["pxfast", "official"]
+    assert result.rows[1]["s"] > 0.6
+    assert result.rows[0]["× pxfast"]["median"] == 1
+    assert "largest difference" in result.notes[-1]
+
+
+def test_official_scores_that_differ_are_seen(monkeypatch) -> None:
+    model, loader = synflow.setting(4, 1)
+    assert synflow.difference_of_scores(model, loader) < 1e-5
+    score = official.score
+    monkeypatch.setattr(official, "score", lambda *a: {n: 1.001 * s for n, s in score(*a).items()})
+    assert synflow.difference_of_scores(model, loader) > 9e-4
+
+
+@pytest.mark.parametrize("pruner", ["pxfast", "official"])
+def test_the_rounds_whose_memory_is_measured_run_twice(pruner) -> None:
+    rounds = synflow.prepare_rounds(pruner, width=4, per_class=1, density=0.3, small=True)
+    rounds()
+    rounds()
