@@ -1,7 +1,7 @@
 """Write the tables of the documents from bench/results; `--check` only compares.
 
-docs/results.md is generated whole. In the other pages a table stands between two markers, of which the first names a file of bench/results and, if not all are wanted, the
-columns:
+docs/results.md is generated whole. In the other pages a table stands between two markers, of which
+the first names a file of bench/results and, if not all are wanted, the columns:
 
     <!-- table: quality-digits-cpu | method, accuracy % -->
     <!-- end of table -->
@@ -19,11 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench._result import RESULTS, Result, load, load_all, machine_line, markdown
 
 ROOT = Path(__file__).resolve().parent.parent
-MARKED_PAGES = (
-    ROOT / "README.md",
-    ROOT / "docs" / "architectures.md",
-    ROOT / "docs" / "integrations.md",
-)
+MARKED_PAGES = (ROOT / "README.md", ROOT / "docs" / "architectures.md")
 ELSEWHERE = ("architectures",)  # jobs whose tables have a page of their own
 MARKED = re.compile(
     r"(?P<begin><!-- table: (?P<name>[\w.-]+)(?: \| (?P<columns>[^>]*?))? -->\n)"
