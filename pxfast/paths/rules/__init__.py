@@ -10,6 +10,7 @@ from pxfast.paths.rules import (
     linear,
     matmul,
     metadata,
+    multihead,
     norm,
     pooling,
     shape,
@@ -17,5 +18,5 @@ from pxfast.paths.rules import (
 
 __all__ = [
     "activation", "arithmetic", "attention", "composed", "einsum", "linear", "matmul", "metadata",
-    "norm", "pooling", "shape",
+    "multihead", "norm", "pooling", "shape",
 ]  # fmt: skip

@@ -31,7 +31,8 @@ def add(network: Network, func: Any, input: Any, other: Any, *, alpha: Any = 1) 
     value = network.broadcast(torch.add, input, other, alpha=alpha)
     if is_logits(input) or is_logits(other):
         return masked_logits(network, value, input, other, alpha)
-    return network.tensor(value, _sum_of_paths(network, input, other, alpha))
+    result = network.tensor(value, _sum_of_paths(network, input, other, alpha))
+    return mixed_gate(result, input, other)
 
 
 @rule(*spellings("sub", "subtract"), Tensor.__sub__, Tensor.__isub__)
@@ -98,7 +99,7 @@ def multiply(network: Network, func: Any, input: Any, other: Any) -> Any:
     if path_of(input) is None:
         input, other = other, input
     if path_of(input) is None:
-        return scaled_gate(network.tensor(value, None), input, other)
+        return mixed_gate(network.tensor(value, None), input, other)
     if path_of(other) is not None or getattr(other, "opening", None) is not None:
         gate, gated = (input, other) if _is_gate(network, input, other) else (other, input)
         return gated_product(network, value, gate, gated, 2)
@@ -107,10 +108,10 @@ def multiply(network: Network, func: Any, input: Any, other: Any) -> Any:
     return result
 
 
-def scaled_gate(result: Any, x: Any, y: Any) -> Any:
-    """Scaling a gate tensor keeps what it came out of."""
-    openings = [getattr(factor, "opening", None) for factor in (x, y)]
-    if None in openings:
+def mixed_gate(result: Any, x: Any, y: Any) -> Any:
+    """What is made of a gate tensor and of tensors without a path came out of the same."""
+    openings = [getattr(operand, "opening", None) for operand in (x, y)]
+    if result.path is None and None in openings:
         result.opening = openings[0] or openings[1]
     return result
 
@@ -207,7 +208,7 @@ def divide(
     """x / c, for a constant, a learned scale or a gate tensor c; or for a gate with a path."""
     value = network.broadcast(torch.div, input, other, rounding_mode=rounding_mode)
     if path_of(input) is None or rounding_mode is not None:
-        return scaled_gate(network.tensor(value, None), input, 1)
+        return mixed_gate(network.tensor(value, None), input, other)
     if path_of(other) is None:
         result = network.tensor(value, factored(network, input, other, -2))
         result.opening = input.opening

@@ -17,6 +17,7 @@ from pxfast.paths.registry import rule, spellings
 from pxfast.paths.rules.activation import out_of_place
 
 Composition = TypeVar("Composition", bound=Callable[..., Tensor])
+Written = TypeVar("Written", bound=Callable[..., Any])
 
 
 def composed(*functions: Any) -> Callable[[Composition], Composition]:
@@ -34,6 +35,22 @@ def composed(*functions: Any) -> Callable[[Composition], Composition]:
 
         rule(*functions)(interpreted)
         return composition
+
+    return register
+
+
+def interpreted(*functions: Any) -> Callable[[Written], Written]:
+    """Register Python code as the rule of functions whose value it computes, too."""
+
+    def register(written: Written) -> Written:
+        def rule_of(network: Network, func: Any, *args: Any, **kwargs: Any) -> Any:
+            from pxfast.paths.tensor import Interpreter
+
+            with Interpreter.running():
+                return written(*args, **kwargs)
+
+        rule(*functions)(rule_of)
+        return written
 
     return register
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pxfast.paths.network import Network
 from pxfast.paths.opening import Entries
+from pxfast.paths.pathsum import narrow
 
 
 def is_attention(x: Any) -> bool:
@@ -22,26 +23,22 @@ def is_attention(x: Any) -> bool:
     return opening is not None and opening.attention and x.path is None
 
 
-def mixed_heads(
-    network: Network, linear: Callable[..., Any], x: Any, weight: Any, bias: Any
-) -> Any:
-    """x Wᵀ + b for attention x [..., H]; ``linear`` is the rule of linear layers."""
+def mixed_heads(network: Network, x: Any, dim: int, layer: Callable[[Any], Any]) -> Any:
+    """A linear layer across dimension ``dim`` of attention x; ``layer`` is its rule."""
     opening, path = x.opening, None
     logits = opening.activation is None
     if logits and network.squares:
         path = opening.here().path
-    passing = network.tensor(x.value, path)
-    result = linear(network, linear, passing, weight, bias)
+    result = layer(network.tensor(x.value, path))
     if logits and network.squares:
         entering = Entries(result.path, tuple(result.value.shape))
         opening = replace(opening, entering=entering, moves=())
+
+    def together(fixed: Tensor | None) -> Tensor | None:
+        if fixed is None:
+            return None
+        return narrow(fixed.expand(x.value.shape)).mean(dim, keepdim=True)
+
     result.path, result.ended = None, x.ended
-    result.opening = replace(opening, masks=_over(opening.masks), mean=_over(opening.mean))
+    result.opening = replace(opening, masks=together(opening.masks), mean=together(opening.mean))
     return result
-
-
-def _over(fixed: Tensor | None) -> Tensor | None:
-    """What is fixed for all heads together."""
-    if fixed is None or fixed.shape[-1] == 1:
-        return fixed
-    return fixed.mean(-1, keepdim=True)

@@ -33,7 +33,7 @@ Ints = tuple[int, ...]
 def linear(network: Network, func: Any, input: Any, weight: Any, bias: Any = None) -> Any:
     """y = x Wᵀ + b."""
     if is_attention(input) and weight.shape[0] == weight.shape[1]:
-        return mixed_heads(network, linear, input, weight, bias)
+        return mixed_heads(network, input, -1, lambda x: linear(network, func, x, weight, bias))
     used = applied(network, input, weight)
     value = network.shaped(
         lambda: (*input.value.shape[:-1], weight.shape[0]),
@@ -107,6 +107,8 @@ def convolution(
     groups: int = 1,
 ) -> Any:
     """Convolution of [N, C, *space] with W [O, C/groups, *kernel]."""
+    if is_attention(input) and weight[0, 0].numel() == 1:
+        return mixed_heads(network, input, 1, lambda x: convolution(network, func, x, weight, bias))
     used = applied(network, input, weight)
     dims = weight.dim() - 2
     path, shape = input.path, input.value.shape

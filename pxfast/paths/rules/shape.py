@@ -115,6 +115,8 @@ def set_item(network: Network, func: Any, x: Any, index: Any, source: Any) -> An
 
     value = network.value(torch.clone, x)
     network.value(func, value, index, source)
+    if is_logits(x):
+        return _overwritten(network, value, x, index, source)
     new = source.path if isinstance(source, PathTensor) else None
     given = [path for path in (x.path, new) if path is not None]
     if not given:
@@ -129,6 +131,15 @@ def set_item(network: Network, func: Any, x: Any, index: Any, source: Any) -> An
         new_mantissa = new_mantissa.new_zeros(())
     mantissa = mantissa.index_put(_as_indices(index, mantissa), new_mantissa.expand(target.shape))
     return network.tensor(value, PathSum(mantissa, exponent))
+
+
+def _overwritten(network: Network, value: Any, logits: Any, index: Any, source: Any) -> Any:
+    """Attention logits some of which are replaced: by others (with a bias), or by a constant."""
+    if is_logits(source) or not network.squares:
+        return masked_logits(network, value, logits, None)
+    zeros = torch.zeros(value.shape, dtype=torch.float64, device=network.device)
+    zeros[index] = torch.as_tensor(source).to(zeros)
+    return masked_logits(network, value, logits, zeros)
 
 
 def _as_indices(index: Any, like: Tensor) -> tuple[Tensor, ...]:

@@ -122,6 +122,26 @@ def mix(attn: Tensor) -> Tensor:
     return torch.einsum("gh,nhij->ngij", WEIGHTS, attn)
 
 
+def mixed_by_convolution(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    attn = (q @ k.mT * SCALE).softmax(-1)
+    return F.conv2d(attn, WEIGHTS[:, :, None, None].to(q)) @ v
+
+
+def with_positions(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Probabilities of the data and of positions, normalised again (ConViT)."""
+    attn = 0.25 * (q @ k.mT * SCALE).softmax(-1) + BIAS.to(q).softmax(-1) * 0.75
+    attn /= attn.sum(dim=-1).unsqueeze(-1)
+    return attn @ v
+
+
+def in_places(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """A bias added to some logits in place, others overwritten."""
+    attn = q @ k.mT * SCALE
+    attn[:, :, 1:, 1:] = attn[:, :, 1:, 1:] + BIAS[:, :, 1:, 1:].to(q)
+    attn[:, :, 0, 3:] = -math.inf
+    return attn.softmax(-1) @ v
+
+
 def from_zeros(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """A mask that is drawn in the forward, from a tensor like the input (torchvision's Swin)."""
     regions = q.new_zeros(TOKENS)
@@ -132,6 +152,10 @@ def from_zeros(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 REGIONS = torch.block_diag(torch.ones(2, 2), torch.ones(3, 3)).bool()
+
+POSITIONS = BIAS.softmax(-1)
+PLACES = torch.ones(TOKENS, TOKENS).bool()
+PLACES[0, 3:] = False
 
 SPELLINGS = {
     "q k^T v": Spelling(usual),
@@ -164,6 +188,9 @@ SPELLINGS = {
     "permuted": Spelling(permuted, minus(BY_HEAD, 100), BY_HEAD),
     "stable": Spelling(stable),
     "mixed after the softmax": Spelling(mixed_after, mix=mix),
+    "mixed by a convolution": Spelling(mixed_by_convolution, mix=mix),
+    "mixed with positions": Spelling(with_positions, mix=lambda a: 0.25 * a + 0.75 * POSITIONS),
+    "in places": Spelling(in_places, F.pad(BIAS[:, :, 1:, 1:], (1, 0, 1, 0)), PLACES),
     "a mask made in the forward": Spelling(from_zeros, minus(REGIONS, 100), REGIONS),
 }  # fmt: skip
 CASES = {name: case(spelling) for name, spelling in SPELLINGS.items()}
