@@ -155,14 +155,15 @@ def examine(name: str) -> dict[str, object]:
     return row | {"scored": "yes", "error": error, "why": ""}
 
 
-def difference(model: nn.Module, x: Tensor) -> float:
+def difference(model: nn.Module, x: Tensor, density: float = DENSITY) -> float:
     """Return the largest difference of a score from the reference, relative to its layer.
 
     Infinite where one of them scores other weights than the other, or gives NaN.
     """
-    largest, given = 0.0, masks_of(model)
-    for criterion in ("px", "px-joint"):
-        for masks in ({}, given):
+    largest, given = 0.0, masks_of(model, density)
+    for masked in (False, True):
+        for criterion in ("px", "px-joint"):
+            masks = given if masked else {}
             scores = pxfast.score(model, x, criterion=criterion, masks=masks)
             expected = px.score(model, x, criterion=criterion, masks=masks)
             given = {name: mask for name, mask in given.items() if name in scores}

@@ -254,6 +254,8 @@ def function(node: Node) -> Any:
     """Return the operation, out of place, to be called with `arguments`."""
     if not hasattr(node.target, "_schema"):
         return lambda self, index: node.target(self, index)
+    if key(node) in ("view", "_unsafe_view"):  # path sums may lie differently in memory
+        return lambda self, size: self.reshape(size)
     name = node.target._schema.name.removeprefix("aten::")
     packet = getattr(torch.ops.aten, name.removesuffix("_")) if is_in_place(node) else None
     overload = node.target._overloadname

@@ -1,0 +1,68 @@
+"""timm's vision transformers against the literal reference in float64.
+
+Small, with every operation of the full network: two blocks (two of each stage), a few channels.
+Tokens, positions, biases, norms and learned scales are random, so that a rule that starts a path
+there, or forgets a scale, is caught.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from libraries import library
+from tolerances import ARCHITECTURE
+from torch import nn
+
+from bench import architectures
+
+CLASSES = 5
+ROWS = {"embed_dim": 24, "num_heads": 3, "depth": 2}  # of a plain transformer
+WINDOWS = {"embed_dim": 12, "num_heads": (2, 3), "depths": (2, 2), "window_size": 4}
+STAGES = {"embed_dim": (32, 32), "depths": (1, 1), "block_type": ("M", "M"), "stem_width": 8}
+NETWORKS: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "vit": ("vit_tiny_patch16_224", 32, ROWS),
+    "vit, pooled": ("vit_tiny_patch16_224", 32, ROWS | {"global_pool": "avg"}),
+    "vit, qk-norm": ("vit_tiny_patch16_224", 32, ROWS | {"qk_norm": True}),
+    "vit, no bias, RMS": ("vit_so150m_patch16_reg4_gap_256", 32, ROWS | {"mlp_ratio": 2}),
+    "vit, parallel": ("vit_base_patch16_xp_224", 32, ROWS),
+    "vit, relative positions": ("vit_relpos_small_patch16_224", 32, ROWS),
+    "vit, rotary": ("vit_small_patch16_rope_mixed_224", 32, ROWS),
+    "deit, distilled": ("deit_tiny_distilled_patch16_224", 32, ROWS),
+    "deit 3": ("deit3_small_patch16_224", 32, ROWS),
+    "beit": ("beit_base_patch16_224", 32, ROWS),
+    "beit 2": ("beitv2_base_patch16_224", 32, ROWS),
+    "swin": ("swin_tiny_patch4_window7_224", 32, WINDOWS),
+    "swin 2": ("swinv2_tiny_window8_256", 32, WINDOWS),
+    "swin 2, cr": ("swinv2_cr_tiny_224", 32, WINDOWS | {"window_size": (4, 4)}),
+    "eva 02": ("eva02_tiny_patch14_224", 28, ROWS),
+    "eva 02, fused norms": ("eva02_base_patch14_224", 28, ROWS),
+    "dinov2, registers": ("vit_small_patch14_reg4_dinov2", 28, ROWS),
+    "dinov2, SwiGLU": ("vit_giant_patch14_reg4_dinov2", 28, ROWS),
+    "siglip": ("vit_base_patch16_siglip_224", 32, ROWS),
+    "maxvit": ("maxvit_tiny_tf_224", 32, STAGES),
+    "coatnet": ("coatnet_nano_rw_224", 32, STAGES | {"block_type": ("C", "T")}),
+    "convnext 2": ("convnextv2_atto", 32, {"dims": (8, 8, 8, 8), "depths": (1, 1, 1, 1)}),
+    "hybrid stem": ("vit_tiny_r_s16_p8_224", 32, ROWS),
+    "cait, talking heads": ("cait_xxs24_224", 32, ROWS),
+    "xcit, over channels": ("xcit_nano_12_p16_224", 32, ROWS),
+}
+SIZED = ("vit", "deit", "beit", "swin", "eva", "cait", "xcit", "maxvit", "coatnet")
+
+
+def build(name: str) -> tuple[nn.Module, torch.Tensor]:
+    """A network and two images for it."""
+    model, size, options = NETWORKS[name]
+    if model.startswith(SIZED):
+        options = options | {"img_size": size}
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(2, 3, size, size, dtype=torch.float64, generator=generator)
+    return architectures.build(model, **options), images
+
+
+@pytest.mark.filterwarnings("ignore:the output never uses these weights")
+@pytest.mark.parametrize("name", NETWORKS)
+def test_scores_equal_the_reference(name):
+    library("timm")
+    assert architectures.difference(*build(name), density=0.5) <= ARCHITECTURE
