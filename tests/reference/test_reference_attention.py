@@ -100,7 +100,7 @@ def by_hand(model, x, criterion, masks):
         scores["proj.weight"][o][d] += term
         scores["v.weight"][d][c] += term
         total += term
-    for h, d, i, j, a, o in paths:
+    for _, d, i, j, a, o in paths:
         for b in range(WIDTH) if o == 0 else ():
             term = square["q.weight"][d][a] * square["k.weight"][d][b]
             if criterion == "px-joint":
@@ -163,3 +163,215 @@ def test_spellings_score_alike(spelling, mask, criterion):
     assert list(scores) == list(expected)
     for name, score in scores.items():
         close(score, expected[name], REORDERED, name)
+
+
+class Module(nn.Module):
+    """torch's own module, whose in_proj_weight holds the rows of q, k and v."""
+
+    def __init__(self, need_weights: bool) -> None:
+        super().__init__()
+        self.inner = nn.MultiheadAttention(WIDTH, 2, batch_first=True)
+        self.need_weights = need_weights
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x, x, x, need_weights=self.need_weights)[0]
+
+
+class Separate(nn.Module):
+    """The same with layers of its own."""
+
+    def __init__(self, inner: nn.MultiheadAttention) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.out_proj = inner.out_proj
+        rows = zip(inner.in_proj_weight.chunk(3), inner.in_proj_bias.chunk(3), strict=True)
+        for layer, (weight, bias) in zip((self.q, self.k, self.v), rows, strict=True):
+            layer.weight, layer.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).unflatten(2, (2, -1)).transpose(1, 2)
+                   for layer in (self.q, self.k, self.v))  # fmt: skip
+        return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("need_weights", [True, False])
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_rows_of_a_fused_projection(criterion, need_weights):
+    model = seeded(lambda: Module(need_weights), 3).double()
+    x = random_batch((TOKENS, WIDTH), 2).double()
+    scores = px.score(model, x, criterion=criterion)
+    expected = px.score(Separate(model.inner), x, criterion=criterion)
+    rows = torch.cat([expected[f"{name}.weight"] for name in ("q", "k", "v")])
+    close(scores["inner.in_proj_weight"], rows, REORDERED)
+    close(scores["inner.out_proj.weight"], expected["out_proj.weight"], REORDERED)
+
+
+class Grouped(nn.Module):
+    """Four query heads, two heads of keys and values, causal."""
+
+    def __init__(self, repeated: bool) -> None:
+        super().__init__()
+        self.q, self.kv, self.repeated = nn.Linear(WIDTH, 8), nn.Linear(WIDTH, 8), repeated
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.q(x).unflatten(2, (4, 2)).transpose(1, 2)
+        k, v = self.kv(x).unflatten(2, (2, 2, 2)).permute(2, 0, 3, 1, 4)
+        if self.repeated:
+            k, v = (torch.stack([t, t], 2).flatten(1, 2) for t in (k, v))
+        grouped = {"is_causal": True, "enable_gqa": not self.repeated}
+        return F.scaled_dot_product_attention(q, k, v, **grouped)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_grouped_queries_are_those_of_repeated_keys_and_values(criterion):
+    x = random_batch((TOKENS, WIDTH), 2).double()
+    models = [seeded(lambda repeated=r: Grouped(repeated), 3).double() for r in (True, False)]
+    expected, scores = (px.score(model, x, criterion=criterion) for model in models)
+    for name, score in scores.items():
+        close(score, expected[name], REORDERED, name)
+    assert float(scores["q.weight"].sum()) == pytest.approx(1, rel=REORDERED)
+    assert float(scores["kv.weight"].sum()) == pytest.approx(2, rel=REORDERED)
+
+
+class Pooled(nn.Module):
+    """A learned query looks at all tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(1, 1, WIDTH))
+        self.q, self.k, self.v = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.q(self.query.expand(len(x), -1, -1))
+        return F.scaled_dot_product_attention(q, self.k(x), self.v(x))
+
+
+def test_a_learned_query_counts_as_ones():
+    """In g, ℓ = Σ_jcb 1 · W_k²[c, b]: a score of k is its square over their sum."""
+    model = seeded(Pooled, 1).double()
+    scores = px.score(model, random_batch((TOKENS, WIDTH), 2))
+    assert list(scores) == ["k.weight", "v.weight"]
+    square = model.k.weight.detach() ** 2
+    close(scores["k.weight"], square / square.sum(), TINY_REFERENCES)
+
+
+class Block(nn.Module):
+    """A whole small transformer with a class token, positions, LayerScale, qk-norm and SwiGLU."""
+
+    def __init__(self, heads: int = 2, mixed: bool = False) -> None:
+        super().__init__()
+        self.heads = heads
+        self.embed = nn.Linear(3, WIDTH)
+        self.token = nn.Parameter(torch.randn(1, 1, WIDTH))
+        self.position = nn.Parameter(torch.randn(1, TOKENS + 1, WIDTH))
+        self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.RMSNorm(WIDTH)
+        self.qkv, self.proj = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.normq, self.normk = nn.LayerNorm(WIDTH // heads), nn.LayerNorm(WIDTH // heads)
+        self.mix = nn.Linear(heads, heads) if mixed else nn.Identity()
+        self.mixed = nn.Linear(heads, heads) if mixed else nn.Identity()
+        self.gamma1 = nn.Parameter(torch.rand(WIDTH) + 0.5)
+        self.gamma2 = nn.Parameter(torch.rand(WIDTH) + 0.5)
+        self.gate_up, self.down = nn.Linear(WIDTH, 10), nn.Linear(5, WIDTH)
+        self.head = nn.Linear(WIDTH, 3)
+
+    def attend(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0)
+        logits = self.normq(q) @ self.normk(k).transpose(-2, -1)
+        A = self.mix(logits.permute(0, 2, 3, 1)).softmax(2)
+        return self.proj((self.mixed(A).permute(0, 3, 1, 2) @ v).transpose(1, 2).flatten(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.token.expand(len(x), -1, -1), self.embed(x)], 1) + self.position
+        x = x + self.gamma1 * self.attend(self.norm1(x))
+        gate, up = self.gate_up(self.norm2(x)).chunk(2, -1)
+        x = x + self.gamma2 * self.down(F.silu(gate) * up)
+        return self.head(x.mean(1))
+
+
+def block(**options) -> tuple[Block, Tensor]:
+    return seeded(lambda: Block(**options), 2).double(), random_batch((TOKENS, 3), 4).double()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("mixed", [False, True])
+def test_totals_of_a_block(mixed, criterion, masked):
+    """Every cut totals 1; queries, keys and what mixes their logits total what the values do."""
+    model, x = block(mixed=mixed)
+    masks = random_masks(model, 0.8) if masked else {}
+    scores = px.score(model, x, criterion=criterion, masks=masks)
+    total = {name: float(score.sum()) for name, score in scores.items()}
+    one = pytest.approx(1, rel=REORDERED)
+    assert (total["embed.weight"], total["head.weight"]) == (one, one)
+    parts = [*scores["qkv.weight"].chunk(3), scores["proj.weight"]]
+    parts += [scores["mix.weight"]] if mixed else []
+    for part in parts:
+        assert float(part.sum()) == pytest.approx(total["proj.weight"], rel=REORDERED)
+    for part in scores["gate_up.weight"].chunk(2):
+        assert float(part.sum()) == pytest.approx(total["down.weight"], rel=REORDERED)
+    assert 0 < total["proj.weight"] < 1 and 0 < total["down.weight"] < 1
+    assert "mixed.weight" not in scores  # A is what it leaves
+    for name, mask in masks.items():
+        if name in scores:
+            assert (scores[name][~mask] == 0).all() and (scores[name] >= 0).all()
+
+
+def test_tokens_and_positions_start_no_path():
+    model, x = block()
+    expected = px.score(model, x)
+    with torch.no_grad():
+        model.token.mul_(3)
+        model.position.normal_()
+    for name, score in px.score(model, x).items():  # dense: the data cancels, and so do the gates
+        close(score, expected[name], REORDERED, name)
+
+
+def test_a_learned_scale_counts_squared():
+    kernels = []
+    for factor in (0, 1, 2):
+        model, x = block()
+        with torch.no_grad():
+            model.gamma2.mul_(factor)
+        kernels.append(px.path_kernel(model, x.shape[1:]))
+    none, once, twice = kernels
+    close(twice - none, 4 * (once - none), TINY_REFERENCES)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_permuting_heads_permutes_the_scores(criterion):
+    model, x = block()
+    expected = px.score(model, x, criterion=criterion)
+    size = WIDTH // 2
+    with torch.no_grad():
+        for tensor in (model.qkv.weight, model.qkv.bias):
+            tensor.copy_(tensor.unflatten(0, (3, 2, size)).flip(1).flatten(0, 2))
+        model.proj.weight.copy_(model.proj.weight.unflatten(1, (2, size)).flip(1).flatten(1))
+    expected["qkv.weight"] = expected["qkv.weight"].unflatten(0, (3, 2, size)).flip(1).flatten(0, 2)
+    expected["proj.weight"] = expected["proj.weight"].unflatten(1, (2, size)).flip(1).flatten(1)
+    for name, score in px.score(model, x, criterion=criterion).items():
+        close(score, expected[name], REORDERED, name)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_side_scores_of_batches_add_up(criterion):
+    model, x = block()
+    masks = random_masks(model, 0.8)
+    whole = px.score(model, x, criterion=criterion, masks=masks)
+    for data in (list(x.split(1)), torch.cat([x, x]), [x[:3], x[3:]]):
+        for name, score in px.score(model, data, criterion=criterion, masks=masks).items():
+            close(score, whole[name], REORDERED, name)
+
+
+def test_products_without_a_softmax_are_refused():
+    class LinearAttention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.q, self.v = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, x):
+            q = self.q(x)
+            return (q @ q.mT) @ self.v(x)
+
+    with pytest.raises((TypeError, ValueError), match=r"no rule|does not depend"):
+        px.score(LinearAttention(), random_batch((TOKENS, WIDTH), 2))
