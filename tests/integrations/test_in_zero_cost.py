@@ -113,7 +113,7 @@ def test_all_operations_of_the_search_space_are_covered():
     assert all(f"{name}~" in EVERY_OPERATION for name in OPERATIONS)
 
 
-# ---- the interface of zero-cost-nas and NASLib ----------------------------------------------------
+# ---- the interface of zero-cost-nas and NASLib ---------------------------------------------------
 
 
 class Registry:
