@@ -134,6 +134,17 @@ MATRIX = (
         "[NASLib](https://github.com/automl/NASLib), rewritten in the tests; NAS-Bench-201 cells",
     ),
     Row(
+        "Hugging Face transformers",
+        ("transformers",),
+        ("transformers",),
+        "transformers",
+        "transformers",
+        '`pxfast.score(model, {"pixel_values": images})`, `output="pooler_output"` for a tower; '
+        "`save_pretrained(model, folder)`, `load_masks(folder)`. Tested: ViT, DeiT, Swin, DINOv2, "
+        "ConvNeXt, ConvNeXtV2, CLIP's vision tower",
+        "score language models or SigLIP's pooling head (nn.MultiheadAttention)",
+    ),
+    Row(
         "ONNX, torch.export",
         ("onnx", "onnxscript"),
         ("onnx", "onnxscript"),
