@@ -212,12 +212,19 @@ def _assembled(weights: Weights, provenance: dict[str, Any]) -> Scores:
             f"the output never uses these weights, so they get no scores: {', '.join(unused)}",
             stacklevel=4,
         )
+    if weights.dead:
+        warnings.warn(
+            "no path sum opens these gates (of a query that is only learned, or pruned away), so "
+            f"the weights that shape them score 0: {', '.join(dict.fromkeys(weights.dead))}",
+            stacklevel=4,
+        )
     underflowed = {}
     for name in scored:
         count = _underflowed(weights, name)
         if count:
             underflowed[name] = count
-    provenance |= {"underflowed": underflowed, "unused": unused}
+    dead = list(dict.fromkeys(weights.dead))
+    provenance |= {"underflowed": underflowed, "unused": unused, "dead_gates": dead}
     return Scores({name: weights.saliency[name] for name in scored}, provenance)
 
 

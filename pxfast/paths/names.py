@@ -4,7 +4,7 @@ the tensor."""
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -38,15 +38,26 @@ def canonical_name(prefix: str, module: nn.Module, attribute: str) -> str:
 
 def running_module(model: nn.Module) -> str:
     """Name and class of the innermost module of ``model`` whose forward is on the Python stack."""
-    names = {id(module): name for name, module in model.named_modules()}
+    module = innermost_module({id(module) for module in model.modules()})
+    return "the model's forward" if module is None else described(model, module)
+
+
+def innermost_module(known: Container[int]) -> nn.Module | None:
+    """The innermost module on the Python stack whose id is known."""
     frame = inspect.currentframe()
     while frame is not None:
         module = frame.f_locals.get("self")
-        if isinstance(module, nn.Module) and id(module) in names:
-            name = names[id(module)] or "the model's own forward"
-            return f"{name} ({type(module).__name__})"
+        if isinstance(module, nn.Module) and id(module) in known:
+            return module
         frame = frame.f_back
-    return "the model's forward"
+    return None
+
+
+def described(model: nn.Module, module: nn.Module) -> str:
+    """Name and class of a module of the model."""
+    names = (name for name, other in model.named_modules() if other is module)
+    name = next(names, "") or "the model's own forward"
+    return f"{name} ({type(module).__name__})"
 
 
 def attribute_of(model: nn.Module, name: str) -> Tensor:

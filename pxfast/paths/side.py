@@ -11,8 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from pxfast.paths.names import described
 from pxfast.paths.opening import Opening
 from pxfast.paths.pathsum import Exponent, PathSum, larger, shifted
 from pxfast.paths.weights import Weights
@@ -24,12 +25,14 @@ class Product:
 
     opening: PathSum  # ℓ, a scalar
     mass: Tensor
+    module: nn.Module | None = None  # where it is
 
     @classmethod
     def of(cls, opening: Opening, gated: PathSum, weights: Weights) -> tuple[Product, PathSum]:
         """Record a product; returns the gated path sum, whose cotangent measures the mass."""
         ell = opening.ell()
-        product = cls(ell, torch.zeros((), dtype=torch.float64, device=ell.mantissa.device))
+        mass = torch.zeros((), dtype=torch.float64, device=ell.mantissa.device)
+        product = cls(ell, mass, weights.module())
         mantissa = gated.mantissa.view_as(gated.mantissa)  # a node of its own: other uses of the
         watched = mantissa.detach()  # value do not count
 
@@ -49,11 +52,13 @@ class SideBranch:
     exponent: Exponent = 0
     ell: float = 0.0
     mass: float = 0.0
+    module: nn.Module | None = None
     scores: dict[str, Tensor] = field(default_factory=dict)
 
     def gather(self, product: Product, weights: Weights) -> None:
         """Add a pass: its mass, its ℓ and, by a backward from ℓ, the scores of its side rows."""
         self.mass += float(product.mass)
+        self.module = product.module
         ell, exponent = product.opening.mantissa, product.opening.exponent
         value = float(ell.detach())
         if not ell.requires_grad:
@@ -76,6 +81,8 @@ class SideBranch:
     def settle(self, weights: Weights) -> None:
         """Add the scores, scaled so that a cut through the side branch totals the gated mass."""
         share = self.mass / self.ell if self.ell else 0.0
+        if not self.ell and self.mass and self.scores and self.module is not None:
+            weights.dead.append(described(weights.model, self.module))
         for name, scores in self.scores.items():
             main = weights.saliency.setdefault(name, torch.zeros_like(scores))
             main.add_(scores, alpha=share)

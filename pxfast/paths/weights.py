@@ -17,7 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from pxfast.errors import MaskError
 from pxfast.paths.masks import FixedParts
-from pxfast.paths.names import named_weights, running_module
+from pxfast.paths.names import innermost_module, named_weights, running_module
 from pxfast.paths.select import all_set, any_along, selected
 from pxfast.paths.sources import Source, derived, tensors_in
 
@@ -156,6 +156,7 @@ class Weights:
         rows: by name, the weights in rows that value paths leave; found by the structure pass.
         side: score buffers of the side branch whose backward runs now, or None.
         memory: by name what was made of θ and M, while a batch runs in parts; else None.
+        dead: modules whose gates no path sum opens, so that the weights behind them score 0.
     """
 
     model: nn.Module
@@ -169,8 +170,10 @@ class Weights:
     rows: dict[str, Tensor] | None = None
     side: dict[str, Tensor] | None = None
     memory: dict[str, dict[str, Tensor]] | None = None
+    dead: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self._modules = {id(module) for module in self.model.modules()}
         self._parameters: dict[int, str] = {}
         self._sources: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.fixed = FixedParts(lambda tensor: self.source(tensor) is not None)
@@ -287,6 +290,10 @@ class Weights:
         if empty:
             return f"These layers have lost all their weights: {', '.join(empty)}."
         return "No layer is empty: every path passes a weight, gate or input that is 0."
+
+    def module(self) -> nn.Module | None:
+        """The module that is running."""
+        return innermost_module(self._modules)
 
     def where(self) -> str:
         """The module that is running, for error messages."""

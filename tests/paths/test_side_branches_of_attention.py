@@ -182,7 +182,8 @@ def test_an_empty_branch_scores_zero(criterion):
     model = transformer()
     masks = random_masks(model, 0.5)
     masks["blocks.0.q.weight"][:] = False
-    with data_pass_forced():
+    with data_pass_forced(), pytest.warns(UserWarning, match=r"score 0: blocks\.0 \(Block\)$"):
         scores = pxfast.score(model, inputs(), criterion=criterion, masks=masks)
+    assert scores.provenance["dead_gates"] == ["blocks.0 (Block)"]
     assert scores["blocks.0.q.weight"].sum() == scores["blocks.0.k.weight"].sum() == 0
     assert scores["blocks.0.v.weight"].sum() > 0
