@@ -20,6 +20,7 @@ NATIVE_SOURCES := setup.py CMakeLists.txt $(shell find csrc -type f)
 # Stamps: what a file of this name says is done, is done.
 TOOLS := $(VENV)/.tools
 INSTALLED := $(VENV)/.installed
+LIBRARIES_INSTALLED := $(VENV)/.libraries
 LINTERS := $(VENV)/.linters
 
 .PHONY: help demo test lint lint-python lint-types lint-cpp lint-results format bench tables clean
@@ -36,9 +37,13 @@ $(TOOLS): constraints.txt pyproject.toml | $(BIN)/python
 	touch $@
 
 $(INSTALLED): $(TOOLS) $(NATIVE_SOURCES)
-	$(PIP) --no-build-isolation -e '.[demo,integrations,test]'
+	$(PIP) --no-build-isolation -e '.[demo,test]'
 	$(PIP) --no-deps torchvision timm  # their dependencies would fetch another torch
 	$(PIP) pyyaml huggingface_hub safetensors  # what timm imports besides
+	touch $@
+
+$(LIBRARIES_INSTALLED): $(INSTALLED) constraints.txt pyproject.toml
+	$(PIP) --no-build-isolation -e '.[integrations]'
 	touch $@
 
 $(LINTERS): $(TOOLS)
@@ -48,7 +53,7 @@ $(LINTERS): $(TOOLS)
 demo: $(INSTALLED) ## prune ResNet-20 on handwritten digits to 2% density, train and compare
 	$(BIN)/python examples/demo.py
 
-test: $(INSTALLED) ## every test
+test: $(INSTALLED) $(LIBRARIES_INSTALLED) ## every test
 	PXFAST_REQUIRE=cpu,$(LIBRARIES) $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: lint-python lint-types lint-cpp lint-results ## every check that needs no run

@@ -19,7 +19,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench._result import RESULTS, Result, load, load_all, machine_line, markdown
 
 ROOT = Path(__file__).resolve().parent.parent
-MARKED_PAGES = (ROOT / "README.md", ROOT / "docs" / "architectures.md")
+MARKED_PAGES = (
+    ROOT / "README.md",
+    ROOT / "docs" / "architectures.md",
+    ROOT / "docs" / "integrations.md",
+)
 ELSEWHERE = ("architectures",)  # jobs whose tables have a page of their own
 MARKED = re.compile(
     r"(?P<begin><!-- table: (?P<name>[\w.-]+)(?: \| (?P<columns>[^>]*?))? -->\n)"
