@@ -88,6 +88,7 @@ bench: $(INSTALLED) ## measure everything again (about an hour) and rewrite the 
 	$(BIN)/python bench/run.py quality
 	$(BIN)/python bench/run.py squared-linear
 	$(BIN)/python bench/run.py squared-attention
+	$(BIN)/python bench/run.py squared-conv2d
 	$(BIN)/python bench/run.py sparse-dual-conv2d
 	$(BIN)/python bench/run.py gate
 	$(BIN)/python bench/run.py select

@@ -16,7 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from emulated import attention_kernels, build, gate_kernels, kernels, select_kernels
+from emulated import (
+    attention_kernels,
+    build,
+    conv_kernels,
+    gate_kernels,
+    kernels,
+    select_kernels,
+)
 from torch import Tensor
 
 from pxfast import _native
@@ -134,6 +141,28 @@ class Emulated(Backend):
         arrays = map(_array, (dy, q, k, mask))
         dpath = attention_kernels.squared_attention_backward(*arrays, scale)  # type: ignore[arg-type]
         return _heads(dpath, dy.dtype)
+
+    def squared_conv2d(
+        self, x: Tensor, weight: Tensor, mask: Tensor | None, *geometry: Any
+    ) -> Tensor:
+        arrays = map(_array, (x, weight, mask))
+        return torch.from_numpy(conv_kernels.Convolution(*arrays, *geometry).forward())  # type: ignore[arg-type]
+
+    def squared_conv2d_backward(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        mask: Tensor | None,
+        saliency: Tensor,
+        *geometry: Any,
+    ) -> Tensor:
+        sums = _array(saliency).copy()
+        arrays = map(_array, (x, weight, mask))
+        call = conv_kernels.Convolution(*arrays, *geometry[:-1])  # type: ignore[arg-type]
+        dx = call.backward(_array(dy), sums, geometry[-1])
+        saliency.copy_(torch.from_numpy(sums))
+        return x.new_empty(0) if dx is None else torch.from_numpy(dx)
 
     def gate(
         self,

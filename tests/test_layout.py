@@ -21,10 +21,13 @@ FILES = (
 )
 CPU_ONLY = {"sparse_dual_conv2d"}  # ops that dense kernels serve elsewhere
 
+CUDA_ONLY = {"squared_conv2d"}  # ops that torch serves best on a CPU
+
 
 def missing_pieces(op: str, root: Path = ROOT) -> list[str]:
     """What an op lacks: files, its section of docs/kernels.md, its sources in the build."""
-    forms = [form for form in FILES if not (op in CPU_ONLY and form.startswith("csrc/cuda/"))]
+    without = "csrc/cuda/" if op in CPU_ONLY else "csrc/cpu/" if op in CUDA_ONLY else "none"
+    forms = [form for form in FILES if not form.startswith(without)]
     missing = [name for form in forms if not (root / (name := form.format(op=op))).is_file()]
     for document in ("docs/kernels.md", "CMakeLists.txt"):
         path = root / document

@@ -4,6 +4,11 @@ from pxfast.ops.gate import gate
 from pxfast.ops.select_threshold import Bins, Threshold, narrow, score_histogram, select_threshold
 from pxfast.ops.sparse_dual_conv2d import sparse_dual_conv2d, sparse_dual_conv2d_pays
 from pxfast.ops.squared_attention import squared_attention
+from pxfast.ops.squared_conv2d import (
+    squared_conv2d,
+    squared_conv2d_backward,
+    squared_conv2d_pays,
+)
 from pxfast.ops.squared_linear import squared_linear, squared_linear_backward
 from pxfast.ops.write_masks import write_masks
 
@@ -17,6 +22,9 @@ __all__ = [
     "sparse_dual_conv2d",
     "sparse_dual_conv2d_pays",
     "squared_attention",
+    "squared_conv2d",
+    "squared_conv2d_backward",
+    "squared_conv2d_pays",
     "squared_linear",
     "squared_linear_backward",
     "write_masks",

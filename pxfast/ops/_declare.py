@@ -14,21 +14,29 @@ _library = torch.library.Library("pxfast", "FRAGMENT")
 declared: list[str] = []  # the names of all operators
 
 
-def declare(schema: str, fake: Callable[..., Any], reference: Callable[..., Any]) -> None:
+def declare(
+    schema: str,
+    fake: Callable[..., Any],
+    reference: Callable[..., Any],
+    kernels: str = "cpu, cuda",
+) -> None:
     """Declare ``torch.ops.pxfast.<name>``, which csrc/binding implements where it has kernels.
 
     Args:
         schema: name, parameters and results, in torch's notation.
         fake: checks the arguments and returns empty results; torch.compile and meta tensors run it.
         reference: the op in plain PyTorch. On a device without kernels it runs, once `fake` has
-            checked the arguments, and says so the first time.
+            checked the arguments, and says so the first time on a device that `kernels` names.
+        kernels: the devices for which the op has kernels; on the others the reference serves best.
     """
     name = schema.partition("(")[0]
     declared.append(name)
 
     def fallback(*args: Any, **kwargs: Any) -> Any:
         fake(*args, **kwargs)
-        _native.warn_of_fallback(_device_of([*args, *kwargs.values()]))
+        device = _device_of([*args, *kwargs.values()])
+        if device in kernels or device not in ("cpu", "cuda"):
+            _native.warn_of_fallback(device)
         return reference(*args, **kwargs)
 
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))

@@ -12,6 +12,7 @@ from emulated.build import Change, Program
 
 TILE, OP, DEVICE = "cuda/tile.cuh", "cuda/squared_linear.cuh", "cuda/device.cuh"
 GATE, ATTENTION = "cuda/gate.cuh", "cuda/squared_attention.cuh"
+CONVOLUTION = "cuda/squared_conv2d.cuh"
 KEYS, COUNT, MASKS = "cuda/keys.cuh", "cuda/select_threshold.cuh", "cuda/write_masks.cuh"
 
 
@@ -237,5 +238,38 @@ BUGS = (
         r"heap-buffer-overflow|WRONG ",
         check="address",
         source="attention_cases.cpp",
+    ),
+    Bug(
+        "padding read as the end of the row before",
+        Change(CONVOLUTION, "w < 0 || w >= g.W) return {};", "w >= g.W) return {};"),
+        r"WRONG |heap-buffer-overflow",
+        check="address",
+        source="conv_cases.cpp",
+    ),
+    Bug(
+        "a cotangent between strides",
+        Change(CONVOLUTION, "h % g.stride_h != 0 || w % g.stride_w != 0", "h % g.stride_h != 0"),
+        WRONG,
+        source="conv_cases.cpp",
+    ),
+    Bug(
+        "weights of the first group for all",
+        Change(
+            CONVOLUTION,
+            "const int64_t first = group * outputs * terms;",
+            "const int64_t first = 0 * group;",
+        ),
+        WRONG,
+        source="conv_cases.cpp",
+    ),
+    Bug(
+        "a dilation left out",
+        Change(
+            CONVOLUTION,
+            "tap.j * g.dilation_w;\n    if (h < 0 || h >= g.H",
+            "tap.j;\n    if (h < 0 || h >= g.H",
+        ),
+        WRONG,
+        source="conv_cases.cpp",
     ),
 )

@@ -233,6 +233,15 @@ class Convolution:
         """[N, O, *space] (or without N) for an input and a weight of the given shapes."""
         return convolution_shape(shape, weight, *self.arguments, self.groups)
 
+    def squared_backward_pays(self, dy: Tensor, x: Tensor, weight: Weight) -> bool:
+        """Whether ops.squared_conv2d_backward had better add the scores of this convolution."""
+        return (
+            not self.transposed
+            and x.dim() == weight.theta.dim() == 4
+            and weight.weights.purpose == "scores"
+            and ops.squared_conv2d_pays(dy, x, weight.theta, self.groups)
+        )
+
     def over_window(self, x: Tensor, kernel: Ints) -> Tensor:
         """The sum over the window of a kernel, channel by channel of [N, C, *space]."""
         stride, padding, _, transposed, _ = self.arguments

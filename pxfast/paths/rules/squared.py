@@ -72,7 +72,14 @@ class SquaredConvolution(torch.autograd.Function):
         dy = cotangent(weight, dy, dim=1, geometry=geometry)
         if dy is None:
             return None, None, None, None, None
-        squared, saliency = weight.squared(x.dtype), weight.saliency
+        saliency = weight.saliency
+        if saliency is not None and geometry.squared_backward_pays(dy, x, weight):
+            with_dx, settings = ctx.needs_input_grad[0], geometry.arguments[:3]
+            dx = ops.squared_conv2d_backward(
+                dy, x, _theta(weight, x), weight.mask, saliency, *settings, with_dx=with_dx
+            )
+            return dx if with_dx else None, None, None, None, None
+        squared = weight.squared(x.dtype)
         dx, dw, _ = torch.ops.aten.convolution_backward(
             dy, x, squared, None, *geometry.arguments, geometry.groups,
             [ctx.needs_input_grad[0], saliency is not None, False],

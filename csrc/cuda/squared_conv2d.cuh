@@ -1,0 +1,217 @@
+// CUDA launchers of squared_conv2d.h, which holds the contract: implicit matrix products.
+//
+// Plan
+//   tiled_product (tile.cuh) with sources that gather. With p over the positions (n, h', w') of the output, q
+//   over those of the input, and r over (c, i, j) or (o, i, j) with kernel positions i, j:
+//     y[o, p]        = Σ_r θ²[o, r] x(r, p)          r = (c, i, j)
+//     dx[c, q]       = Σ_r θ²[o, c, i, j] dy(r, q)   r = (o, i, j)
+//     dW[o, (c,i,j)] = Σ_p dy[o, p] x((c, i, j), p)  multiplied by θ² and added to the saliency
+//   where x(r, p) and dy(r, q) are 0 where the kernel meets the padding or falls between strides. θ², x's
+//   columns and dW exist in registers and shared memory only. A launch for each group and product.
+// Shared memory
+//   That of tiled_product.
+// Bound
+//   Arithmetic, on CUDA cores; a gathered element costs some integer divisions as well, once a tile.
+#pragma once
+
+#include <algorithm>
+
+#include "cuda/squared_linear.cuh"
+#include "squared_conv2d.h"
+
+namespace px::cuda {
+
+// Positions of one side of a convolution: a flat index as sample, row and column.
+struct Position {
+  int n, h, w;
+
+  __device__ Position(int64_t at, int H, int W) : w(static_cast<int>(at) % W) {
+    const int row = static_cast<int>(at) / W;
+    n = row / H, h = row % H;
+  }
+};
+
+// r as a channel and a position (i, j) of the kernel.
+struct Tap {
+  int channel, i, j;
+
+  __device__ Tap(int64_t r, const ConvGeometry& g) : j(static_cast<int>(r) % g.kernel_w) {
+    const int row = static_cast<int>(r) / g.kernel_w;
+    channel = row / g.kernel_h, i = row % g.kernel_h;
+  }
+};
+
+// x(r, p): the input that output position p reads through r = (c, i, j).
+template <class Path>
+struct InputColumns {
+  const Path* __restrict__ x;  // of the group's first channel
+  ConvGeometry g;
+
+  template <int N>
+  __device__ Pack<Path, N> load(int64_t r, int64_t position) const {
+    static_assert(N == 1);
+    const Position p(position, g.out_H, g.out_W);
+    const Tap tap(r, g);
+    const int h = p.h * g.stride_h - g.padding_h + tap.i * g.dilation_h;
+    const int w = p.w * g.stride_w - g.padding_w + tap.j * g.dilation_w;
+    if (h < 0 || h >= g.H || w < 0 || w >= g.W) return {};
+    return {{x[((static_cast<int64_t>(p.n) * g.C + tap.channel) * g.H + h) * g.W + w]}};
+  }
+};
+
+// dy(r, q): the cotangent that meets input position q through r = (o, i, j).
+template <class Path>
+struct CotangentColumns {
+  const Path* __restrict__ dy;  // of the group's first output
+  ConvGeometry g;
+
+  template <int N>
+  __device__ Pack<Path, N> load(int64_t r, int64_t position) const {
+    static_assert(N == 1);
+    const Position q(position, g.H, g.W);
+    const Tap tap(r, g);
+    const int h = q.h + g.padding_h - tap.i * g.dilation_h;
+    const int w = q.w + g.padding_w - tap.j * g.dilation_w;
+    if (h < 0 || w < 0 || h % g.stride_h != 0 || w % g.stride_w != 0) return {};
+    if (h / g.stride_h >= g.out_H || w / g.stride_w >= g.out_W) return {};
+    const int64_t row = (static_cast<int64_t>(q.n) * g.O + tap.channel) * g.out_H + h / g.stride_h;
+    return {{dy[row * g.out_W + w / g.stride_w]}};
+  }
+};
+
+// dy[o, p] as it lies, samples apart.
+template <class Path>
+struct Cotangents {
+  const Path* __restrict__ dy;  // of the group's first output
+  ConvGeometry g;
+
+  template <int N>
+  __device__ Pack<Path, N> load(int64_t o, int64_t p) const {
+    static_assert(N == 1);
+    const int area = g.out_H * g.out_W, n = static_cast<int>(p) / area;
+    return {{dy[(static_cast<int64_t>(n) * g.O + o) * area + (static_cast<int>(p) - n * area)]}};
+  }
+};
+
+// θ²[o, c, i, j] as (c, (o, i, j)).
+template <class Weight>
+struct SquaredByChannel {
+  SquaredWeights<Weight> squared;  // [O/groups, C/groups · taps]
+  int taps;
+
+  template <int N>
+  __device__ Pack<PathOf<Weight>, N> load(int64_t c, int64_t r) const {
+    static_assert(N == 1);
+    const int o = static_cast<int>(r) / taps;
+    return squared.template load<1>(o, c * taps + (static_cast<int>(r) - o * taps));
+  }
+};
+
+// A sink that stores [channel, position] as [sample, channel, position of the sample].
+template <class Path>
+struct Maps {
+  Path* __restrict__ data;  // of the group's first channel
+  int channels, area;
+
+  template <int N>
+  __device__ void write(int64_t, int64_t channel, int64_t position, const Pack<Path, N>& sums) const {
+    static_assert(N == 1);
+    const int n = static_cast<int>(position) / area;
+    data[(static_cast<int64_t>(n) * channels + channel) * area + (static_cast<int>(position) - n * area)] =
+        sums.at[0];
+  }
+};
+
+// ---- Launchers
+
+// One call's arguments, as in squared_conv2d.h.
+template <class Cut, class Weight>
+struct SquaredConvolution {
+  using Path = PathOf<Weight>;
+  const SquaredConv2d& call;
+  void* stream;
+  const ConvGeometry& g = call.geometry;
+  const int taps = g.kernel_h * g.kernel_w;
+  const int64_t inputs = g.C / g.groups, outputs = g.O / g.groups;
+  const int64_t terms = inputs * taps;  // of an output
+  const int64_t out_positions = int64_t{g.N} * g.out_H * g.out_W, in_positions = int64_t{g.N} * g.H * g.W;
+
+  int64_t scratch_bytes() const {
+    return std::max({product_scratch_bytes<Cut, Path>(outputs, out_positions, terms),
+                     product_scratch_bytes<Cut, Path>(inputs, in_positions, outputs * taps),
+                     product_scratch_bytes<Cut, Path>(outputs, terms, out_positions)});
+  }
+
+  void forward(const Path* x, Path* y) const {
+    for (int64_t group = 0; group < g.groups; ++group) {
+      const Operand<Contiguous::r, SquaredWeights<Weight>> weights{squared(group)};
+      const Operand<Contiguous::row, InputColumns<Path>> columns{{of_inputs(x, group), g}};
+      const Maps<Path> maps{of_outputs(y, group), g.O, g.out_H * g.out_W};
+      product(outputs, out_positions, terms).queue(weights, columns, maps);
+    }
+  }
+
+  void backward(const Path* dy, const Path* x, Path* dx, Path* saliency) const {
+    const bool any = out_positions > 0;  // else the saliency stays as it is, also where θ² is infinite
+    for (int64_t group = 0; group < g.groups; ++group) {
+      if (dx) {
+        const Operand<Contiguous::r, SquaredByChannel<Weight>> weights{{squared(group), taps}};
+        const Operand<Contiguous::row, CotangentColumns<Path>> columns{{of_outputs(dy, group), g}};
+        const Maps<Path> maps{of_inputs(dx, group), g.C, g.H * g.W};
+        product(inputs, in_positions, outputs * taps).queue(weights, columns, maps);
+      }
+      if (!any) continue;
+      const Operand<Contiguous::r, Cotangents<Path>> cotangents{{of_outputs(dy, group), g}};
+      const Operand<Contiguous::r, InputColumns<Path>> columns{{of_inputs(x, group), g}};
+      const ToSaliency<Weight> sink{squared(group), saliency + group * outputs * terms};
+      product(outputs, terms, out_positions).queue(cotangents, columns, sink);
+    }
+  }
+
+ private:
+  SquaredWeights<Weight> squared(int64_t group) const {
+    const int64_t first = group * outputs * terms;
+    return {static_cast<const Weight*>(call.weight) + first, call.mask ? call.mask + first : nullptr, terms};
+  }
+  template <class Array>
+  Array of_inputs(Array maps, int64_t group) const {
+    return maps + group * inputs * g.H * g.W;
+  }
+  template <class Array>
+  Array of_outputs(Array maps, int64_t group) const {
+    return maps + group * outputs * g.out_H * g.out_W;
+  }
+  Product<Cut, Path, 1> product(int64_t M, int64_t N, int64_t R) const {
+    return {M, N, R, call.scratch, stream};
+  }
+};
+
+template <class Cut>
+std::size_t convolution_scratch_bytes(const ConvGeometry& geometry, Dtype weight_dtype) {
+  const SquaredConv2d call{nullptr, nullptr, weight_dtype, geometry, nullptr};
+  return with_weight_type(weight_dtype, [&](auto w) {
+    return static_cast<std::size_t>(SquaredConvolution<Cut, decltype(w)>{call, nullptr}.scratch_bytes());
+  });
+}
+
+template <class Cut>
+void convolve(const SquaredConv2d& call, const void* x, void* y, void* stream) {
+  with_weight_type(call.weight_dtype, [&](auto w) {
+    using Path = PathOf<decltype(w)>;
+    SquaredConvolution<Cut, decltype(w)>{call, stream}.forward(static_cast<const Path*>(x),
+                                                               static_cast<Path*>(y));
+  });
+}
+
+template <class Cut>
+void convolve_backward(const SquaredConv2d& call, const void* dy, const void* x, void* dx, void* saliency,
+                       void* stream) {
+  with_weight_type(call.weight_dtype, [&](auto w) {
+    using Path = PathOf<decltype(w)>;
+    SquaredConvolution<Cut, decltype(w)>{call, stream}.backward(
+        static_cast<const Path*>(dy), static_cast<const Path*>(x), static_cast<Path*>(dx),
+        static_cast<Path*>(saliency));
+  });
+}
+
+}  // namespace px::cuda
