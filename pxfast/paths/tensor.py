@@ -144,7 +144,8 @@ class Interpreter(TorchFunctionMode):
         if kwargs:
             path_tensors += path_tensors_in(kwargs.values())
         if not path_tensors:
-            result = func(*args, **kwargs)
+            masked_args, masked_kwargs = network.weights.masked_arguments(func, args, kwargs)
+            result = func(*masked_args, **masked_kwargs)
             network.weights.follow(func, args, kwargs, result)
             return result
         entry = registry.find(func)

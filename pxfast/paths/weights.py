@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from pxfast.errors import MaskError
@@ -20,6 +21,10 @@ from pxfast.paths.masks import FixedParts
 from pxfast.paths.names import innermost_module, named_weights, running_module
 from pxfast.paths.select import all_set, any_along, selected
 from pxfast.paths.sources import Source, derived, tensors_in
+
+_APPLYING = {"linear"} | {
+    f"conv{transposed}{dims}d" for transposed in ("", "_transpose") for dims in (1, 2, 3)
+}
 
 Purpose = Literal["scores", "bound", "existence", "structure"]
 
@@ -200,6 +205,18 @@ class Weights:
         for made, source in derived(func, args, kwargs, operands, result):
             self._sources[made] = source
         self.fixed.follow(func, args, kwargs, result)
+
+    def masked_arguments(self, func: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """The arguments of a linear operation that no path goes through, as of a learned query, its
+        weight under the mask given for it."""
+        if not self._given or getattr(func, "__name__", "") not in _APPLYING:
+            return args, kwargs
+        weight = args[1] if len(args) > 1 else kwargs.get("weight")
+        source = self.source(weight) if isinstance(weight, Tensor) else None
+        if source is None or self._full.get(source.name, True):
+            return args, kwargs
+        masked = self(weight).masked()
+        return tree_map_only(Tensor, lambda x: masked if x is weight else x, (args, kwargs))
 
     # ---- for the rules of linear operations ------------------------------------------------------
 

@@ -178,6 +178,31 @@ def test_a_learned_query_counts_as_ones(criterion):
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
+def test_masks_of_a_learned_query_s_projection(criterion):
+    """A weight that no path reaches is masked in the values as well."""
+
+    class Pooling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.query = nn.Parameter(torch.linspace(-1, 1, HEADS * TOKENS * WIDTH))
+            self.project = nn.Linear(WIDTH, WIDTH)
+
+        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            query = self.project(self.query.view(1, HEADS, TOKENS, WIDTH))
+            return F.scaled_dot_product_attention(query.expand(len(k), -1, -1, -1), k, v)
+
+    model = attending(Pooling())
+    masks = {"attend.project.weight": torch.tensor([[True, False], [False, False]])}
+    with pytest.warns(UserWarning, match=r"never uses these weights.*attend\.project\.weight"):
+        scores = pxfast.score(model, inputs(), criterion=criterion, masks=masks)
+    with torch.no_grad():
+        model.get_parameter("attend.project.weight").mul_(masks["attend.project.weight"])
+    expected = pxfast.score(model, inputs(), criterion=criterion)
+    for name, score in expected.items():
+        close(scores[name], score, EXACT, name)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
 def test_an_empty_branch_scores_zero(criterion):
     model = transformer()
     masks = random_masks(model, 0.5)
