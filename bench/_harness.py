@@ -9,11 +9,13 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from tqdm import tqdm
 
 Work = Callable[[], object]
+Result = TypeVar("Result")
 
 
 def paired(
@@ -58,6 +60,33 @@ def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> dict[str,
     return spread([a / b for a, b in zip(numerator, denominator, strict=True)])
 
 
+def paired_apart(
+    prepare: Callable[..., Work], candidates: Sequence[str], *, repeats: int, **arguments: object
+) -> dict[str, list[float]]:
+    """As `paired`, in a fresh process, where nothing else has mapped memory before.
+
+    Args:
+        prepare: a function of a module; takes `candidate`, `small` and the arguments and returns
+            the job.
+        candidates: names of what to time.
+        repeats: how often each is timed.
+        arguments: what `prepare` is called with.
+    """
+    return _apart(_paired_here, prepare, candidates, repeats, arguments, torch.get_num_threads())
+
+
+def _paired_here(
+    prepare: Callable[..., Work],
+    candidates: Sequence[str],
+    repeats: int,
+    arguments: Mapping[str, object],
+    threads: int,
+) -> dict[str, list[float]]:
+    torch.set_num_threads(threads)
+    jobs = {name: prepare(candidate=name, small=False, **arguments) for name in candidates}
+    return paired(jobs, repeats=repeats, title=candidates[-1])
+
+
 def peak_memory(prepare: Callable[..., Work], **arguments: object) -> float:
     """Return the MiB that a job takes at its peak on top of what it starts with.
 
@@ -69,8 +98,16 @@ def peak_memory(prepare: Callable[..., Work], **arguments: object) -> float:
         prepare: a function of a module; takes `small` and the arguments and returns the job.
         arguments: what `prepare` is called with.
     """
+    return _apart(_peak_memory_here, prepare, arguments, torch.get_num_threads())
+
+
+def _apart(function: Callable[..., Result], *arguments: object) -> Result:
+    """Call a function of a module in a fresh process, which then ends in order."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak_memory_here, (prepare, arguments, torch.get_num_threads()))
+        result = pool.apply(function, arguments)
+        pool.close()
+        pool.join()
+    return result
 
 
 def _peak_memory_here(
