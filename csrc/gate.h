@@ -2,6 +2,7 @@
 //
 //   value = φ(z)
 //   gated = path · gate(z)²      gate(z) = φ(z)/z, or φ'(z) where φ(0) ≠ 0; the limit at z = 0
+//   or, over_b, Σ_b of that: all that an unpruned layer behind the activation reads of its channels
 //
 // z has three dimensions here: those of a tensor in the order of its memory, neighbours joined wherever the
 // path sums run through them in the same way (binding/gate.cpp). Path sums are narrow: along a dimension on
@@ -10,17 +11,17 @@
 // 0.
 //
 //   z, value       [A, B, K]  element; value may be z itself; nullptr: not wanted
-//   gated          [A, B, K]  path
+//   gated          [A, B, K]  path; [A, K] over_b
 //   path[a, b, k]  at a · stride_a + b · stride_b + k · stride_k, path; stride_k is 0 or 1
 //
 // Types: path is double where the element is f64, and float otherwise (f32, bf16 or f16; computed in float).
 // Layout: z, value and gated are row-major and contiguous; arrays are aligned to their element only, and none
 // overlaps another, but for value = z. Sizes: any, 0 included.
 // Accuracy: a value is off by some units in its last place, or in that of z where φ saturates; a gate by a
-// relative 1e-5 in float where it is above 1e-12, and by 1e-35 absolutely below that.
-// NaN and infinity: the results are some number, or NaN.
-// Results: the same bits on every call with the same arguments on the same machine; no entry depends on
-// another.
+// relative 1e-5 in float where it is above 1e-12, and by 1e-35 absolutely below that. Sums add in the order
+// of b (CUDA: in that of 8 strands of it) in the type of path: B · 2⁻²⁴ of a float sum at most. NaN and
+// infinity: the results are some number, or NaN. Results: the same bits on every call with the same arguments
+// on the same machine; no entry depends on another.
 //
 // The caller (binding/gate.cpp) checks shapes, types and devices. Kernels trust their arguments.
 #pragma once
@@ -62,6 +63,7 @@ struct Gate {
   Activation kind;
   double a, b;
   Dtype dtype;  // of z and value
+  bool over_b;
 };
 
 namespace cpu {

@@ -7,6 +7,7 @@ the CPU kernels of each instruction set; emulated: the CUDA kernels, executed on
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -172,21 +173,30 @@ class Emulated(Backend):
         a: float = 0.0,
         b: float = 0.0,
         value: Tensor | None = None,
+        over_channels: bool = False,
     ) -> Tensor:
-        sizes, narrow = _joined(z.shape, path.shape)
-        if len(sizes) > 3:
-            return self.gate(z, path.expand(z.shape), kind, a, b, value)
+        shape = torch.Size([1 if over_channels and d == 1 else n for d, n in enumerate(z.shape)])
         if z.numel() == 0:
-            return path.new_empty(z.shape)
+            return path.new_zeros(shape)
+        if over_channels:
+            sizes = (*z.shape[:2], math.prod(z.shape[2:]))
+            if any(size != 1 for size in path.shape[2:]):
+                path = path.expand(*path.shape[:2], *z.shape[2:])
+            narrow = (*path.shape[:2], math.prod(path.shape[2:]))
+        else:
+            sizes, narrow = _joined(z.shape, path.shape)
+            if len(sizes) > 3:
+                return self.gate(z, path.expand(z.shape), kind, a, b, value)
         z_in, path_in = _array(z), _array(path)
         values = None if value is None else np.empty_like(z_in)
         gated = gate_kernels.gate(
-            z_in.reshape(sizes), path_in.reshape(narrow), list(GATES).index(kind), a, b, values
-        )
+            z_in.reshape(sizes), path_in.reshape(narrow), list(GATES).index(kind), a, b, values,
+            over_b=over_channels,
+        )  # fmt: skip
         if value is not None:
             stored = torch.from_numpy(values).reshape(value.shape)
             value.copy_(stored.view(value.dtype) if value.dtype == torch.bfloat16 else stored)
-        return torch.from_numpy(gated).reshape(z.shape)
+        return torch.from_numpy(gated).reshape(shape)
 
 
 class Cuda(Backend):

@@ -88,6 +88,9 @@ GATE = {torch.float32: 16 * _U32, torch.float64: 16 * _U64}
 GATE_OF_OP = {torch.float32: 250 * _U32, torch.float64: 250 * _U64}
 GATE_OF_OP_TINY = 1e-24
 
+# A sum of gated path sums over channels, one at a time: a rounding of the sum so far for each.
+GATE_SUM = {torch.float32: _U32, torch.float64: _U64}
+
 # Its values: z times a gate that is off by 5 u of 1 at most where it is no small number (a
 # polynomial of degree 9, its fit 3 u, a quotient), one more rounding, and for a sum such as
 # z + 3 another; relative to |z|, or to 1 where the activation is bounded away from z (sigmoids).

@@ -20,8 +20,11 @@ px::Activation activation(const std::string& kind) {
   return static_cast<px::Activation>(found - std::begin(kActivationNames));
 }
 
-void check_gate(const Tensor& z, const Tensor& path, const std::optional<Tensor>& value) {
+void check_gate(const Tensor& z, const Tensor& path, const std::optional<Tensor>& value, bool over_channels) {
   element_dtype("gate", "z", z);
+  if (over_channels && z.dim() < 2) {
+    fail("gate: over_channels needs z of shape [N, C, ...], got " + text(shape(z)));
+  }
   const Shape full = shape(z), narrow = shape(path);
   bool fits = narrow.size() == full.size();
   for (size_t d = 0; fits && d < full.size(); ++d) fits = narrow[d] == full[d] || narrow[d] == 1;
@@ -142,7 +145,8 @@ struct GateArrays {
             kind,
             a,
             b,
-            element_dtype("gate", "z", z)};
+            element_dtype("gate", "z", z),
+            false};
   }
 
   Tensor finish() {
@@ -151,28 +155,102 @@ struct GateArrays {
   }
 };
 
-template <class Run>
-Tensor gate(const Tensor& z, const Tensor& path, const std::string& kind, double a, double b,
-            const std::optional<Tensor>& value, Run run) {
-  check_gate(z, path, value);
-  const px::Activation which = activation(kind);
-  if (z.numel() == 0) return torch::stable::new_empty(path, shape(z));
-  GateArrays arrays(z, path, value);
-  run(arrays.call(which, a, b));
+// The same for sums over the channels of z [N, C, *space]; z and value that are not contiguous are copied,
+// and so is path where it neither runs along the whole space in one go nor is one number there.
+struct GateSums {
+  Tensor z, path, gated;
+  std::optional<Tensor> wanted, value;
+
+  GateSums(const Tensor& z_in, const Tensor& path_in, const std::optional<Tensor>& value_in)
+      : z(torch::stable::contiguous(z_in)), path(path_in), gated(z_in), wanted(value_in), value(value_in) {
+    Shape sums = shape(z);
+    sums[1] = 1;
+    gated = torch::stable::new_empty(path, sums);
+    if (value && !value->is_contiguous()) value = torch::stable::new_empty(z, shape(z));
+    if (space_stride() < 0) {
+      Shape sizes = shape(z);
+      sizes[0] = path.size(0), sizes[1] = path.size(1);
+      Tensor copy = torch::stable::new_empty(path, sizes);
+      torch::stable::copy_(copy, path);
+      path = copy;
+    }
+  }
+
+  // The stride of path along the space of z; -1 where there is no single one.
+  int64_t space_stride() const {
+    bool narrow = true, whole = true;
+    int64_t stride = 1;
+    for (int64_t d = z.dim(); d-- > 2;) {
+      narrow = narrow && path.size(d) == 1;
+      whole = whole && path.size(d) == z.size(d) && (z.size(d) == 1 || path.stride(d) == stride);
+      stride *= z.size(d);
+    }
+    return narrow ? 0 : whole ? 1 : -1;
+  }
+
+  px::Gate call(px::Activation kind, double a, double b) const {
+    const auto stride = [&](int64_t d) { return path.size(d) == 1 ? 0 : path.stride(d); };
+    return {z.const_data_ptr(),
+            path.const_data_ptr(),
+            data(value),
+            gated.mutable_data_ptr(),
+            z.size(0),
+            z.size(1),
+            z.numel() / (z.size(0) * z.size(1)),
+            stride(0),
+            stride(1),
+            space_stride(),
+            kind,
+            a,
+            b,
+            element_dtype("gate", "z", z),
+            true};
+  }
+
+  Tensor finish() {
+    if (wanted && value->const_data_ptr() != wanted->const_data_ptr()) torch::stable::copy_(*wanted, *value);
+    return gated;
+  }
+};
+
+template <class Arrays, class Run>
+Tensor gate_of(const Tensor& z, const Tensor& path, const std::optional<Tensor>& value, px::Activation kind,
+               double a, double b, Run run) {
+  Arrays arrays(z, path, value);
+  run(arrays.call(kind, a, b));
   return arrays.finish();
 }
 
-Tensor gate_cpu(Tensor z, Tensor path, std::string kind, double a, double b, std::optional<Tensor> value) {
-  return gate(z, path, kind, a, b, value, [](const px::Gate& call) {
+template <class Run>
+Tensor gate(const Tensor& z, const Tensor& path, const std::string& kind, double a, double b,
+            const std::optional<Tensor>& value, bool over_channels, Run run) {
+  check_gate(z, path, value, over_channels);
+  const px::Activation which = activation(kind);
+  if (z.numel() == 0) {
+    Shape sizes = shape(z);
+    if (over_channels) sizes[1] = 1;
+    Tensor none = torch::stable::new_empty(path, sizes);
+    torch::stable::zero_(none);  // sums over no channels
+    return none;
+  }
+  return over_channels ? gate_of<GateSums>(z, path, value, which, a, b, run)
+                       : gate_of<GateArrays>(z, path, value, which, a, b, run);
+}
+
+Tensor gate_cpu(Tensor z, Tensor path, std::string kind, double a, double b, std::optional<Tensor> value,
+                bool over_channels) {
+  return gate(z, path, kind, a, b, value, over_channels, [](const px::Gate& call) {
     const auto& kernels = px::cpu::gate();
     run(kernels.plan(call), [&](int, int64_t begin, int64_t end) { kernels.run(call, begin, end); });
   });
 }
 
 #ifdef PX_WITH_CUDA
-Tensor gate_cuda(Tensor z, Tensor path, std::string kind, double a, double b, std::optional<Tensor> value) {
+Tensor gate_cuda(Tensor z, Tensor path, std::string kind, double a, double b, std::optional<Tensor> value,
+                 bool over_channels) {
   const CurrentStream stream(z);
-  return gate(z, path, kind, a, b, value, [&](const px::Gate& call) { px::cuda::gate(call, stream.get()); });
+  return gate(z, path, kind, a, b, value, over_channels,
+              [&](const px::Gate& call) { px::cuda::gate(call, stream.get()); });
 }
 #endif
 

@@ -8,6 +8,7 @@
 namespace px::cuda {
 
 constexpr int kGateThreads = 256;
+constexpr int kGateStrands = kGateThreads / kLanes;  // of a sum over B
 
 template <class Number_>
 struct GateFunctions {
@@ -142,6 +143,38 @@ bool vectors_fit(const GateArrays<Element>& g, int64_t rows) {
          aligned_to(g.gated, path_bytes);
 }
 
+// value = φ(z), gated[a, k] = Σ_b path · gate(z)².
+//
+// Plan
+//   A block owns 32 neighbouring k of one a, a lane each; its 8 warps take every eighth b, and the first adds
+//   the eight strands in their order. Reads of a warp are 128 neighbouring bytes of float.
+// Shared memory
+//   8 strands × 32 sums: 1 KiB of float, 2 KiB of double.
+// Bound
+//   Bandwidth: z read, value written, and path read as often as it is not narrow.
+template <class Element>
+__global__ void __launch_bounds__(kGateThreads)
+    gate_sum_kernel(GateArrays<Element> g, Activation kind, int64_t blocks_a_row) {
+  using Path = typename GateArrays<Element>::Path;
+  PX_SHARED(strands, Path[kGateStrands][kLanes]);
+  const int lane = threadIdx.x % kLanes, strand = threadIdx.x / kLanes;
+  const int64_t a = blockIdx.x / blocks_a_row;
+  const int64_t k = (blockIdx.x - a * blocks_a_row) * kLanes + lane;
+  Path sum = 0;
+  for (int64_t b = strand; k < g.K && b < g.B; b += kGateStrands) {
+    const int64_t at = (a * g.B + b) * g.K + k;
+    Pack<Path, 1> z{widen(g.z[at])}, path{g.path[a * g.stride_a + b * g.stride_b + k * g.stride_k]};
+    open(kind, z, path, g.a, g.b);
+    sum += path.at[0];
+    if (g.value != nullptr) g.value[at] = narrow<Element>(z.at[0]);
+  }
+  strands[strand][lane] = sum;
+  __syncthreads();
+  if (strand > 0 || k >= g.K) return;
+  for (int i = 1; i < kGateStrands; ++i) sum += strands[i][lane];
+  g.gated[a * g.K + k] = sum;
+}
+
 template <class Element>
 void launch_gate_of(const Gate& call, void* stream) {
   using Path = typename GateArrays<Element>::Path;
@@ -157,6 +190,11 @@ void launch_gate_of(const Gate& call, void* stream) {
                                    call.stride_k,
                                    static_cast<Path>(call.a),
                                    static_cast<Path>(call.b)};
+  if (call.over_b) {
+    const int64_t blocks_a_row = divide_up(call.K, kLanes);
+    return launch(gate_sum_kernel<Element>, call.A * blocks_a_row, kGateThreads, stream, arrays, call.kind,
+                  blocks_a_row);
+  }
   const int64_t rows = call.A * call.B;
   const bool fit = vectors_fit<kVector>(arrays, rows), small = rows * call.K <= INT32_MAX;
   const auto launch_it =

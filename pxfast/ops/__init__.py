@@ -1,6 +1,6 @@
 """What native kernels compute; each op has a twin of the same name in `pxfast.reference`."""
 
-from pxfast.ops.gate import gate
+from pxfast.ops.gate import gate, gated
 from pxfast.ops.select_threshold import Bins, Threshold, narrow, score_histogram, select_threshold
 from pxfast.ops.sparse_dual_conv2d import sparse_dual_conv2d, sparse_dual_conv2d_pays
 from pxfast.ops.squared_attention import squared_attention
@@ -16,6 +16,7 @@ __all__ = [
     "Bins",
     "Threshold",
     "gate",
+    "gated",
     "narrow",
     "score_histogram",
     "select_threshold",

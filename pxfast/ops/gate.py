@@ -24,15 +24,23 @@ PATH_DTYPE = {
 
 
 def gate(
-    z: Tensor, path: Tensor, kind: str, a: float = 0.0, b: float = 0.0, *, inplace: bool = False
+    z: Tensor,
+    path: Tensor,
+    kind: str,
+    a: float = 0.0,
+    b: float = 0.0,
+    *,
+    inplace: bool = False,
+    over_channels: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """φ(z) and path · gate(z)², in one read of both.
+    """φ(z) and path · gate(z)², or its sum over the channels, in one read of both.
 
     The gate is φ(z)/z, with its limit φ'(0) at z = 0 (ReLU: 0); for sigmoid and hardsigmoid, and a
     hardtanh whose bounds leave 0 out, it is φ'(z). Differentiable by path, to any order; z is data.
 
     z in any dense memory format (contiguous, channels_last) is read as it lies, and so is a path in
-    the same format. Other strides cost a copy: of z, of path, and of the value that goes back.
+    the same format. Other strides cost a copy: of z, of path, and of the value that goes back. With
+    over_channels every z but a contiguous one costs one.
 
     Args:
         z: what the activation gets, any shape; float32, float64, bfloat16 or float16.
@@ -42,9 +50,12 @@ def gate(
         a: first parameter of the activation.
         b: second parameter of the activation.
         inplace: write the value into z.
+        over_channels: sum the gated path over dimension 1 of z [N, C, ...], all that an unpruned
+            layer behind the activation needs. Sums add one channel at a time in path's dtype.
 
     Returns:
-        The value, z's dtype, and the gated path, path's dtype; both have z's shape.
+        The value, z's dtype, and the gated path, path's dtype; both have z's shape, but the gated
+        path size 1 in dimension 1 with over_channels.
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit, the kind is unknown, or z requires grad.
@@ -59,11 +70,17 @@ def gate(
     value = z if inplace else torch.empty_like(z)
     if torch.is_grad_enabled() and path.requires_grad:
         gated = _Differentiable.apply(z, path, kind, a, b, value)
+        gated = gated.sum(1, keepdim=True) if over_channels else gated
     else:
-        gated = torch.ops.pxfast.gate(z, path, kind, a, b, value)
+        gated = torch.ops.pxfast.gate(z, path, kind, a, b, value, over_channels)
     if inplace:
         torch.autograd.graph.increment_version(z)
     return value, gated
+
+
+def gated(z: Tensor, path: Tensor, kind: str, a: float = 0.0, b: float = 0.0) -> Tensor:
+    """What `gate` gives of the path alone; not differentiable."""
+    return torch.ops.pxfast.gate(z, path, kind, a, b)
 
 
 class _Differentiable(torch.autograd.Function):
@@ -95,12 +112,15 @@ def _fake(
     a: float = 0.0,
     b: float = 0.0,
     value: Tensor | None = None,
+    over_channels: bool = False,
 ) -> Tensor:
     """Raise ValueError unless the arguments fit; csrc/binding says the same, word for word."""
     if z.dtype not in PATH_DTYPE:
         raise ValueError(
             f"gate: z must be float32, float64, bfloat16 or float16, got {_name(z.dtype)}"
         )
+    if over_channels and z.dim() < 2:
+        raise ValueError(f"gate: over_channels needs z of shape [N, C, ...], got {list(z.shape)}")
     full, narrow = list(z.shape), list(path.shape)
     if len(full) != len(narrow) or any(
         n not in (1, size) for size, n in zip(full, narrow, strict=True)
@@ -124,6 +144,8 @@ def _fake(
         _check_device("value", value, z)
     if kind not in reference.GATES:
         raise ValueError(f"gate: kind must be one of {', '.join(reference.GATES)}, got '{kind}'")
+    if over_channels:
+        return path.new_empty([1 if d == 1 else size for d, size in enumerate(z.shape)])
     return torch.empty_like(z, dtype=path.dtype)
 
 
@@ -137,8 +159,8 @@ def _name(dtype: torch.dtype) -> str:
 
 
 declare(
-    "gate(Tensor z, Tensor path, str kind, float a=0.0, float b=0.0, Tensor(a!)? value=None)"
-    " -> Tensor",
+    "gate(Tensor z, Tensor path, str kind, float a=0.0, float b=0.0, Tensor(a!)? value=None,"
+    " bool over_channels=False) -> Tensor",
     fake=_fake,
     reference=reference.gate,
 )

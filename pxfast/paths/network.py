@@ -130,9 +130,11 @@ class Network:
         """Pair a value with its path sum."""
         from pxfast.paths.tensor import PathTensor
 
-        if path is not None and path.mantissa.dim() < value.dim():  # broadcasting added dimensions
-            path = path.map(lambda m: m[(None,) * (value.dim() - m.dim())])
-        self.bytes += value.nbytes + (path.mantissa.nbytes if path is not None else 0)
+        self.bytes += value.nbytes
+        if path is not None:
+            if len(path.shape) < value.dim():  # broadcasting added dimensions
+                path = path.map(lambda m: m[(None,) * (value.dim() - m.dim())])
+            self.bytes += path.shape.numel() * self.dtype.itemsize
         return PathTensor(value, path, self.device)
 
     def opened(self, result: Any, activation: str, x: Any) -> Any:

@@ -48,6 +48,15 @@ class PathSum:
         self.mantissa = mantissa
         self.exponent = exponent
 
+    @property
+    def shape(self) -> torch.Size:
+        """Of the mantissa: 1 where the path sum is constant."""
+        return self.mantissa.shape
+
+    def over_channels(self) -> Tensor:
+        """The mantissa summed over dimension 1, which stays with size 1."""
+        return self.mantissa.sum(1, keepdim=True)
+
     def map(self, linear: Callable[[Tensor], Tensor]) -> PathSum:
         """Apply a *linear* function to the mantissa; the exponent stays."""
         return PathSum(linear(self.mantissa), self.exponent)
@@ -92,6 +101,43 @@ class PathSum:
 
     def __add__(self, other: PathSum) -> PathSum:
         return total([self, other])
+
+
+class Gated(PathSum):
+    """A path sum behind an activation, of which only the sum over channels is known: all that an
+    unpruned layer wants of it. Whoever reads the mantissa has it computed.
+
+    Args:
+        sums: the mantissa summed over dimension 1, [N, 1, ...].
+        exponent: of both.
+        shape: of the mantissa.
+        whole: computes the mantissa.
+    """
+
+    __slots__ = ("_mantissa", "_shape", "_whole", "sums")
+
+    def __init__(
+        self, sums: Tensor, exponent: Exponent, shape: torch.Size, whole: Callable[[], Tensor]
+    ):
+        self.sums, self.exponent, self._shape, self._whole = sums, exponent, shape, whole
+        self._mantissa: Tensor | None = None
+
+    @property
+    def mantissa(self) -> Tensor:  # type: ignore[override]
+        """All of it."""
+        if self._mantissa is None:
+            self._mantissa = self._whole()
+            del self._whole  # and what it holds
+        return self._mantissa
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the mantissa."""
+        return self._shape
+
+    def over_channels(self) -> Tensor:
+        """The sums."""
+        return self.sums
 
 
 def total(terms: Sequence[PathSum]) -> PathSum:

@@ -97,8 +97,8 @@ def in_place_target(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     target = args[0] if args else kwargs.get("input")
     if not isinstance(target, PathTensor):
         raise NoRuleError(
-            f"{func.__name__} writes a path into a tensor that carries none. Build the result out of place, "
-            "for example with torch.cat or torch.stack."
+            f"{func.__name__} writes a path into a tensor that carries none. Build the result out "
+            "of place, for example with torch.cat or torch.stack."
         )
     return target
 
@@ -119,6 +119,13 @@ _INPLACE_POSITION = {
     F.hardswish: 1, F.hardsigmoid: 1, F.threshold: 3, F.dropout: 3, F.dropout2d: 3, F.dropout3d: 3,
     F.alpha_dropout: 3, F.dropout1d: 3, F.rrelu: 4, F.feature_alpha_dropout: 3,
 }  # fmt: skip
+
+
+STALE = (
+    "a tensor was read after an in-place operation had changed it through another view of the same "
+    "memory, so its path sum is out of date. Write the operation out of place (x = x + y instead "
+    "of x[...] += y), or index-assign on the tensor itself before taking views of it."
+)
 
 
 def full_name(function: Any) -> str:

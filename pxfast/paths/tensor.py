@@ -75,12 +75,7 @@ class PathTensor(Tensor):
         """Raise if the value was changed in place behind the path's back (through a view, or
         outside a rule)."""
         if self.value._version != self._version_seen:
-            raise NoRuleError(
-                "a tensor was read after an in-place operation had changed it through another "
-                "view of the same memory, so its path sum is out of date. Write the operation out "
-                "of place (x = x + y instead of x[...] += y), or index-assign on the tensor "
-                "itself before taking views of it."
-            )
+            raise NoRuleError(registry.STALE)
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 

@@ -162,6 +162,7 @@ class Weights:
         side: score buffers of the side branch whose backward runs now, or None.
         memory: by name what was made of θ and M, while a batch runs in parts; else None.
         dead: modules whose gates no path sum opens, so that the weights behind them score 0.
+        thinned: whether a weight under a mask has been met.
     """
 
     model: nn.Module
@@ -176,6 +177,7 @@ class Weights:
     side: dict[str, Tensor] | None = None
     memory: dict[str, dict[str, Tensor]] | None = None
     dead: list[str] = field(default_factory=list)
+    thinned: bool = False
 
     def __post_init__(self) -> None:
         self._modules = {id(module) for module in self.model.modules()}
@@ -228,6 +230,7 @@ class Weights:
         if self.purpose == "structure":
             return Weight(self, source, source.seen(source.theta), None)
         mask = self._mask(source)
+        self.thinned = self.thinned or mask is not None
         self._check_same_use(source, mask)
         seen_mask = None if mask is None else source.seen(mask)
         weight = Weight(self, source, source.seen(source.theta), seen_mask)

@@ -22,6 +22,7 @@ def gate(
     a: float = 0.0,
     b: float = 0.0,
     value: Tensor | None = None,
+    over_channels: bool = False,
 ) -> Tensor:
     """value = φ(z), gated = path · gate(z)².
 
@@ -32,14 +33,15 @@ def gate(
         a: first parameter of the activation.
         b: second parameter of the activation.
         value: written, unless None; may be z itself.
+        over_channels: sum gated over dimension 1.
 
     Returns:
-        gated, z's shape and path's dtype.
+        gated, z's shape and path's dtype; size 1 in dimension 1 with over_channels.
     """
     gated = path * GATES[kind](z.to(path.dtype), a, b).square()
     if value is not None:
         value.copy_(VALUES[kind](z, a, b))
-    return gated
+    return gated.sum(1, keepdim=True) if over_channels else gated
 
 
 def divided(numerator: Tensor, z: Tensor, at_zero: float | Tensor) -> Tensor:

@@ -7,10 +7,10 @@ extern "C" {
 
 const char* emulated_gate(const void* z, const void* path, void* value, void* gated, int64_t A, int64_t B,
                           int64_t K, int64_t stride_a, int64_t stride_b, int64_t stride_k, int kind, double a,
-                          double b, int dtype, const char* order) {
+                          double b, int dtype, int over_b, const char* order) {
   return emulated::guarded(order, [=] {
     px::cuda::gate({z, path, value, gated, A, B, K, stride_a, stride_b, stride_k,
-                    static_cast<px::Activation>(kind), a, b, static_cast<px::Dtype>(dtype)},
+                    static_cast<px::Activation>(kind), a, b, static_cast<px::Dtype>(dtype), over_b != 0},
                    nullptr);
   });
 }

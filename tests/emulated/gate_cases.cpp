@@ -63,7 +63,7 @@ void run(const Case& c, Activation kind, bool in_place) {
   Element* const out = in_place ? z.data() : value.data();
   const int64_t stride_a = c.wide_a ? b * k : 0, stride_b = c.wide_b ? k : 0, stride_k = c.wide_k;
   px::cuda::launch_gate_of<Element>({z.data(), path.data(), out, gated.data(), c.A, c.B, c.K, stride_a,
-                                     stride_b, stride_k, kind, 0, 0, px::Dtype::f32},
+                                     stride_b, stride_k, kind, 0, 0, px::Dtype::f32, false},
                                     nullptr);
   const std::string name = std::string(kName<Element>) + " A=" + std::to_string(c.A) +
                            " B=" + std::to_string(c.B) + " K=" + std::to_string(c.K) +
@@ -77,11 +77,35 @@ void run(const Case& c, Activation kind, bool in_place) {
   }
 }
 
+// Sums over B, into arrays of their own.
+template <class Element>
+void run_sums(const Case& c, Activation kind) {
+  using Path = typename px::cuda::GateArrays<Element>::Path;
+  const int64_t a = c.wide_a ? c.A : 1, b = c.wide_b ? c.B : 1, k = c.wide_k ? c.K : 1, all = c.A * c.B * c.K;
+  Array<Element> z(all, c.aligned);
+  Array<Path> path(a * b * k, c.aligned), sums(c.A * c.K, c.aligned);
+  fill(path, a * b * k);
+  for (int64_t i = 0; i < all; ++i)
+    z[i] = stored<Element>(8 * 0x1p-24f * static_cast<float>(random_bits()) - 4);
+  const int64_t stride_a = c.wide_a ? b * k : 0, stride_b = c.wide_b ? k : 0, stride_k = c.wide_k;
+  px::cuda::launch_gate_of<Element>({z.data(), path.data(), nullptr, sums.data(), c.A, c.B, c.K, stride_a,
+                                     stride_b, stride_k, kind, 0, 0, px::Dtype::f32, true},
+                                    nullptr);
+  for (int64_t i = 0; i < c.A * c.K; ++i) {
+    double sum = 0;
+    for (int64_t each = 0; each < c.B; ++each) {
+      const double gate = formula(kind, px::cuda::widen(z[(i / c.K * c.B + each) * c.K + i % c.K]));
+      sum += path[i / c.K * stride_a + each * stride_b + i % c.K * stride_k] * gate * gate;
+    }
+    compare(std::string(kName<Element>) + " sum over B=" + std::to_string(c.B), sums[i], sum, 0x1p-16 * sum);
+  }
+}
+
 template <class... Elements>
 void run_all() {
   for (const Case& c : kCases)
     for (const Activation kind : {Activation::relu, Activation::gelu, Activation::hardswish})
-      (run<Elements>(c, kind, kind == Activation::gelu), ...);
+      ((run<Elements>(c, kind, kind == Activation::gelu), run_sums<Elements>(c, kind)), ...);
 }
 
 }  // namespace

@@ -141,6 +141,12 @@ BUGS = (
         source="huge_cases.cpp",
     ),
     Bug(
+        "no barrier before the strands of a sum are added",
+        Change(GATE, "[lane] = sum;\n  __syncthreads();", "[lane] = sum;"),
+        WRONG,
+        source="gate_cases.cpp",
+    ),
+    Bug(
         "a histogram that is not cleared before it is counted in",
         Change(COUNT, "bins[b] = 0;\n  __syncthreads();", "bins[b] = 0;"),
         WRONG,

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from backends import Backend
-from tolerances import GATE_OF_OP, GATE_OF_OP_TINY, VALUE_OF_OP, stored
+from tolerances import GATE_OF_OP, GATE_OF_OP_TINY, GATE_SUM, VALUE_OF_OP, stored
 from torch import Tensor
 
 from pxfast import ops
@@ -200,6 +200,51 @@ def test_what_lies_around_is_neither_used_nor_changed(
     for tensor in (z, path, value):
         memory = tensor.as_strided([size + 70], [1], 0)
         assert torch.cat([memory[:3], memory[3 + size :]]).isnan().all()
+
+
+# ---- sums over channels
+
+CHANNELS = [(1, 1), (2, 1, 3), (3, 9, 1, 1), (2, 5, 3, 7), (1, 70, 4, 9), (2, 3, 4, 2, 5)]
+
+
+@pytest.mark.parametrize("kind", [("relu", 0.0, 0.0), ("mish", 0.0, 0.0)], ids=str)
+@pytest.mark.parametrize("dtype", [F32, F64, BF16, F16], ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("shape", CHANNELS, ids=str)
+def test_sums_over_channels(
+    backend: Backend, shape: tuple[int, ...], dtype: torch.dtype, kind: tuple[str, float, float]
+):
+    z = normal(*shape, dtype=dtype)
+    for path in narrow_forms(shape):
+        path = path.to(F64 if dtype == F64 else F32)
+        value = torch.full_like(z, torch.nan)
+        sums = backend("gate", z, path, *kind, value, True)
+        alone = backend("gate", z, path, *kind, None, True)
+        exact_sums = exact(z, path, kind)[1].sum(1, keepdim=True)
+        assert torch.equal(sums, alone) and sums.shape == exact_sums.shape
+        allowed = (GATE_OF_OP[path.dtype] + GATE_SUM[path.dtype] * shape[1]) * exact_sums
+        assert ((sums.double() - exact_sums).abs() <= allowed + GATE_OF_OP_TINY).all()
+        gated = backend("gate", z, path, *kind, torch.empty_like(z), False)
+        check(value, gated, z, path, kind)
+
+
+def test_sums_of_other_layouts(backend: Backend):
+    z, path, kind = normal(3, 6, 4, 5), paths(3, 1, 4, 5), ("silu", 0.0, 0.0)
+    expected = backend("gate", z, path, *kind, torch.empty_like(z), True)
+    for other_z, other_path in itertools.product([z, *layouts(z)], [path, path.expand(z.shape)]):
+        value = torch.full_like(other_z, torch.nan)
+        sums = backend("gate", other_z, other_path, *kind, value, True)
+        torch.testing.assert_close(sums, expected)
+        check(value, backend("gate", z, path, *kind, None), z, path, kind)
+
+
+def test_sums_over_no_channels_are_zero(backend: Backend):
+    sums = backend("gate", normal(2, 0, 3), paths(2, 1, 3), "relu", 0.0, 0.0, None, True)
+    assert torch.equal(sums, torch.zeros(2, 1, 3))
+
+
+def test_channels_need_two_dimensions():
+    with pytest.raises(ValueError, match=r"over_channels needs z of shape \[N, C"):
+        ops.gate(normal(3), paths(3), "relu", over_channels=True)
 
 
 # ---- the same bits

@@ -15,10 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pxfast import ops
+from pxfast.errors import NoRuleError
 from pxfast.ops.gate import PATH_DTYPE
 from pxfast.paths.network import Network
-from pxfast.paths.pathsum import PathSum
-from pxfast.paths.registry import in_place_target, rule, spellings
+from pxfast.paths.pathsum import Gated, PathSum
+from pxfast.paths.registry import STALE, in_place_target, rule, spellings
 from pxfast.reference.gate import GATES, divided
 
 Gate = Callable[..., Tensor]
@@ -122,11 +123,38 @@ def _fused(name: str, kind_of: Callable[..., Kind]) -> Callable[..., Any]:
         inplace = in_place_target(func, (input, *args), kwargs) is not None
         inplace = inplace and not network.differentiate
         kind = kind_of(*args, **kwargs)
-        value, gated = ops.gate(z if inplace else z.data, path.mantissa, *kind, inplace=inplace)
-        result = network.tensor(value, PathSum(gated, path.exponent))
-        return network.opened(result, name, input)
+        z = z if inplace else z.data
+        if _sums_suffice(network, z, kind):
+            value, gated = summed_gate(z, path, kind, inplace)
+        else:
+            value, mantissa = ops.gate(z, path.mantissa, *kind, inplace=inplace)
+            gated = PathSum(mantissa, path.exponent)
+        return network.opened(network.tensor(value, gated), name, input)
 
     return activation
+
+
+def _sums_suffice(network: Network, z: Tensor, kind: Kind) -> bool:
+    """Whether to sum over channels at once: where no weight is masked, the next layer will most
+    likely want no more. Its gate must be told by the value, in case it does."""
+    name, slope, _ = kind
+    told = name == "relu" or (name == "leaky_relu" and slope > 0)
+    several = z.dim() > 2 and z.shape[1] > 1 and z.is_contiguous()
+    return told and several and not (network.squares or network.weights.thinned)
+
+
+def summed_gate(z: Tensor, path: PathSum, kind: Kind, inplace: bool) -> tuple[Tensor, Gated]:
+    """The value, and the path of which only the sum over channels is computed."""
+    mantissa = path.mantissa
+    value, sums = ops.gate(z, mantissa, *kind, inplace=inplace, over_channels=True)
+    shape, seen = value.shape, value._version
+
+    def whole() -> Tensor:
+        if value._version != seen:
+            raise NoRuleError(STALE)
+        return ops.gated(value, mantissa, *kind)
+
+    return value, Gated(sums, path.exponent, shape, whole)
 
 
 def _goes_with(z: Tensor, mantissa: Tensor) -> bool:

@@ -268,7 +268,7 @@ def convolution_path(
     if path is None:
         return None
     if (
-        path.mantissa.dim() == weight.theta.dim() - 1
+        len(path.shape) == weight.theta.dim() - 1
     ):  # torch allows an input without the batch dimension
         batched = PathSum(path.mantissa[None], path.exponent)
         result = convolution_path(network, batched, torch.Size([1, *shape]), weight, geometry)
@@ -278,7 +278,7 @@ def convolution_path(
         mantissa = path.widened(shape, [1, *space])
         result = SquaredConvolution.apply(mantissa, network.anchor, weight, geometry, None)
         return PathSum(result, path.exponent).normalised()
-    mask = weight.ones(network.dtype, path.mantissa.device)
+    mask = weight.ones(network.dtype, network.path_device)
     if mask is None:
         return ones_convolution(path, shape, weight.theta.shape, geometry).normalised()
     mantissa = path.widened(shape, [1, *space])
@@ -326,16 +326,11 @@ def ones_convolution(
 
     Every output channel of a group is the same, so one channel per group is computed.
     """
-    batch, groups, channels, space = (
-        path.mantissa.shape[0],
-        geometry.groups,
-        shape[1],
-        shape[2:],
-    )
-    if path.mantissa.shape[1] == 1:  # all channels alike, so all groups are alike, too
+    batch, groups, channels, space = path.shape[0], geometry.groups, shape[1], shape[2:]
+    if path.shape[1] == 1:  # all channels alike, so all groups are alike, too
         sums = path.mantissa * (channels // groups)
     elif groups == 1:
-        sums = path.mantissa.sum(1, keepdim=True)
+        sums = path.over_channels()
     elif groups == channels:
         sums = path.mantissa
     else:
