@@ -1,7 +1,8 @@
 """gate against the same in plain torch, and the share of the bandwidth it reaches.
 
 Value and gated path of one activation in float32, behind an unpruned convolution (the path sums of
-all channels alike) or a depthwise one (path sums of their own). A call's arrays come from a ring
+all channels alike) or a depthwise one (path sums of their own), and the former summed over channels
+for an unpruned convolution that follows. A call's arrays come from a ring
 that fills the last-level cache four times over, so that every call reads memory. pxfast, plain
 torch and a copy of z are timed in turn in one process.
 """
@@ -38,7 +39,8 @@ def measure(arguments: argparse.Namespace) -> Result:
     size = torch.Size(shape).numel()
     count = arguments.maps or ring_size(4 * size)
     rows = []
-    for form, narrow in (("wide", shape), ("narrow", (shape[0], 1, *shape[2:]))):
+    one = (shape[0], 1, *shape[2:])
+    for form, narrow in (("wide", shape), ("narrow", one), ("narrow, summed", one)):
         ring = [(torch.randn(shape), torch.rand(narrow), torch.zeros(shape)) for _ in range(count)]
         rows += [_measure(ring, form, kind, arguments.repeats) for kind in arguments.kinds]
     return Result(
@@ -47,19 +49,22 @@ def measure(arguments: argparse.Namespace) -> Result:
         rows=rows,
         notes=[
             "× torch is plain torch's time in ours, medians and in brackets the quartiles. GB/s "
-            "counts z and path read, value and gated path written; a copy reads and writes.",
+            "counts z and path read, value and gated path (or its sum) written; a copy reads and "
+            "writes.",
         ],
     )
 
 
 def _measure(ring: list[Maps], form: str, kind: str, repeats: int) -> dict[str, object]:
     a, b = PARAMETERS.get(kind, (0.0, 0.0))
+    summed = form.endswith("summed")
 
     def ours(z: Tensor, path: Tensor, value: Tensor) -> object:
-        return ops.gate(z, path, kind, a, b)
+        return ops.gate(z, path, kind, a, b, over_channels=summed)
 
     def plain(z: Tensor, path: Tensor, value: Tensor) -> object:
-        return VALUES[kind](z, a, b), path * GATES[kind](z, a, b).square()
+        gated = path * GATES[kind](z, a, b).square()
+        return VALUES[kind](z, a, b), gated.sum(1, keepdim=True) if summed else gated
 
     def copy(z: Tensor, path: Tensor, value: Tensor) -> object:
         return torch.empty_like(z).copy_(z)
@@ -77,7 +82,8 @@ def _measure(ring: list[Maps], form: str, kind: str, repeats: int) -> dict[str, 
         for name, times in paired(candidates, repeats=repeats, title=f"{form} {kind}").items()
     }
     z, path, _ = ring[0]
-    moved = (3 * z.numel() + path.numel()) * z.element_size()
+    written = path.numel() if summed else z.numel()
+    moved = (2 * z.numel() + written + path.numel()) * z.element_size()
     share = [100 * moved / (2 * z.nbytes) * s for s in seconds["copy"]]
     return {
         "path sums": form,

@@ -143,7 +143,8 @@ BUGS = (
     Bug(
         "no barrier before the strands of a sum are added",
         Change(GATE, "[lane] = sum;\n  __syncthreads();", "[lane] = sum;"),
-        WRONG,
+        r"data race",
+        check="thread",
         source="gate_cases.cpp",
     ),
     Bug(
