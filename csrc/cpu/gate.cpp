@@ -45,68 +45,73 @@ void gate_row(const Row<element>& row) {
   write(last, L, last_z, last_path);
 }
 
-// The same, but added to gated.
-template <Activation kind, bool narrow, class element>
-void add_gate_row(const Row<element>& row) {
+// The same for rows that lie z_step and path_step apart, added to gated: four at a time, whose sum takes one
+// read and write of gated.
+template <Activation kind, bool narrow, int count, class element>
+void add_gate_rows(const Row<element>& row, int64_t z_step, int64_t path_step) {
   using path = Path<element>;
   for_vectors<lanes<path>>(row.K, [&](int64_t k, int64_t n) {
-    const Vec<path> in = narrow ? Vec<path>{} + *row.path : values(row.path + k, n);
-    const Opened opened = Formulas<Functions<path>>::template open<kind>(values(row.z + k, n), row.a, row.b);
-    if (row.value != nullptr) store_values(row.value + k, opened.value, n);
-    store(row.gated + k, values(row.gated + k, n) + in * (opened.gate * opened.gate), n);
+    Vec<path> sum = values(row.gated + k, n);
+    for (int i = 0; i < count; ++i) {
+      const path* const paths = row.path + i * path_step;
+      const Vec<path> in = narrow ? Vec<path>{} + *paths : values(paths + k, n);
+      const Opened opened =
+          Formulas<Functions<path>>::template open<kind>(values(row.z + i * z_step + k, n), row.a, row.b);
+      if (row.value != nullptr) store_values(row.value + i * z_step + k, opened.value, n);
+      sum += in * (opened.gate * opened.gate);
+    }
+    store(row.gated + k, sum, n);
   });
 }
 
-template <class element>
-using RowKernel = void (*)(const Row<element>&);
-
-template <Activation kind>
-struct Known {
-  static constexpr Activation value = kind;
-};
-
-template <class element, bool narrow, bool add>
-RowKernel<element> kernel_of(Activation kind) {
-  const auto either = [](auto known) -> RowKernel<element> {
-    constexpr Activation which = decltype(known)::value;
-    return add ? add_gate_row<which, narrow, element> : gate_row<which, narrow, element>;
+// Adds all rows of one sum.
+template <Activation kind, bool narrow, class element>
+void sum_gate_rows(const Row<element>& first, int64_t rows, int64_t z_step, int64_t path_step) {
+  Row<element> row = first;
+  for (int64_t k = 0; k < row.K; ++k) row.gated[k] = 0;
+  const auto advance = [&](int64_t by) {
+    row.z += by * z_step;
+    row.path += by * path_step;
+    if (row.value != nullptr) row.value += by * z_step;
   };
-  switch (kind) {
-    case Activation::relu:
-      return either(Known<Activation::relu>{});
-    case Activation::hardtanh:
-      return either(Known<Activation::hardtanh>{});
-    case Activation::leaky_relu:
-      return either(Known<Activation::leaky_relu>{});
-    case Activation::elu:
-      return either(Known<Activation::elu>{});
-    case Activation::gelu:
-      return either(Known<Activation::gelu>{});
-    case Activation::gelu_tanh:
-      return either(Known<Activation::gelu_tanh>{});
-    case Activation::silu:
-      return either(Known<Activation::silu>{});
-    case Activation::hardswish:
-      return either(Known<Activation::hardswish>{});
-    case Activation::mish:
-      return either(Known<Activation::mish>{});
-    case Activation::tanh:
-      return either(Known<Activation::tanh>{});
-    case Activation::sigmoid:
-      return either(Known<Activation::sigmoid>{});
-    default:
-      return either(Known<Activation::hardsigmoid>{});
-  }
+  for (; rows >= 4; rows -= 4, advance(4)) add_gate_rows<kind, narrow, 4>(row, z_step, path_step);
+  for (; rows > 0; --rows, advance(1)) add_gate_rows<kind, narrow, 1>(row, z_step, path_step);
 }
 
-template <class element>
-RowKernel<element> kernel_for(const Gate& call) {
-  if (call.over_b) {
-    return call.stride_k == 0 ? kernel_of<element, true, true>(call.kind)
-                              : kernel_of<element, false, true>(call.kind);
+template <Activation which>
+struct Known {
+  static constexpr Activation kind = which;
+};
+
+// Calls work(Known<kind>{}).
+template <class Work>
+void with_kind(Activation kind, Work work) {
+  switch (kind) {
+    case Activation::relu:
+      return work(Known<Activation::relu>{});
+    case Activation::hardtanh:
+      return work(Known<Activation::hardtanh>{});
+    case Activation::leaky_relu:
+      return work(Known<Activation::leaky_relu>{});
+    case Activation::elu:
+      return work(Known<Activation::elu>{});
+    case Activation::gelu:
+      return work(Known<Activation::gelu>{});
+    case Activation::gelu_tanh:
+      return work(Known<Activation::gelu_tanh>{});
+    case Activation::silu:
+      return work(Known<Activation::silu>{});
+    case Activation::hardswish:
+      return work(Known<Activation::hardswish>{});
+    case Activation::mish:
+      return work(Known<Activation::mish>{});
+    case Activation::tanh:
+      return work(Known<Activation::tanh>{});
+    case Activation::sigmoid:
+      return work(Known<Activation::sigmoid>{});
+    default:
+      return work(Known<Activation::hardsigmoid>{});
   }
-  return call.stride_k == 0 ? kernel_of<element, true, false>(call.kind)
-                            : kernel_of<element, false, false>(call.kind);
 }
 
 // Part k of row (a, b).
@@ -126,24 +131,29 @@ Row<element> row_of(const Gate& call, int64_t a, int64_t b, Range k) {
           path(call.b)};
 }
 
+template <Activation kind, bool narrow, class element>
+void run_task(const Gate& call, int64_t a, int64_t b, Range k) {
+  const Row<element> row = row_of<element>(call, a, b, k);
+  if (call.over_b) {
+    sum_gate_rows<kind, narrow>(row, call.B, call.K, call.stride_b);
+  } else {
+    gate_row<kind, narrow>(row);
+  }
+}
+
 template <class element>
 void run(const Gate& call, int64_t begin, int64_t end) {
-  using path = Path<element>;
-  const RowKernel<element> kernel = kernel_for<element>(call);
-  const int64_t parts = ceil_div(call.K, longest), rows = call.over_b ? 1 : call.B;
-  int64_t i = begin % parts, a = begin / parts / rows, b = begin / parts % rows;
-  for (int64_t task = begin; task < end; ++task) {
-    const Range k = part(i, longest, call.K);
-    if (call.over_b) {
-      path* const sums = static_cast<path*>(call.gated) + a * call.K + k.begin;
-      for (int64_t at = 0; at < k.size(); ++at) sums[at] = 0;
-      for (int64_t each = 0; each < call.B; ++each) kernel(row_of<element>(call, a, each, k));
-    } else {
-      kernel(row_of<element>(call, a, b, k));
+  with_kind(call.kind, [&](auto known) {
+    constexpr Activation kind = decltype(known)::kind;
+    const auto task = call.stride_k == 0 ? run_task<kind, true, element> : run_task<kind, false, element>;
+    const int64_t parts = ceil_div(call.K, longest), rows = call.over_b ? 1 : call.B;
+    int64_t i = begin % parts, a = begin / parts / rows, b = begin / parts % rows;
+    for (int64_t at = begin; at < end; ++at) {
+      task(call, a, b, part(i, longest, call.K));
+      if (++i == parts) i = 0, ++b;
+      if (b == rows) b = 0, ++a;
     }
-    if (++i == parts) i = 0, ++b;
-    if (b == rows) b = 0, ++a;
-  }
+  });
 }
 
 }  // namespace
