@@ -123,6 +123,18 @@ def test_removed_weights_never_return():
     assert masks_of(sparsifier) == before
 
 
+def test_a_mask_in_the_configuration_is_kept_even_where_scores_are_0():
+    model = net()
+    mask = torch.ones(3, 8)
+    mask[0] = 0
+    with torch.no_grad():
+        model.fc.weight[2] = 0  # as low as what is masked, but alive
+    sparsifier = PXSparsifier(IMAGES, 0.5)
+    sparsifier.prepare(model, [{"tensor_fqn": "fc.weight", "mask": mask}])
+    sparsifier.step()
+    assert masks_of(sparsifier)["fc.weight"].sum(1).tolist() == [0, 8, 4]
+
+
 def test_update_mask_and_enable_mask_update():
     model = net()
     sparsifier = PXSparsifier(IMAGES, 0.5)

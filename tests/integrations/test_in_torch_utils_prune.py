@@ -194,6 +194,12 @@ def test_apply_without_scores_is_refused():
         PXUnstructured.apply(net()[4], "weight", 0.75, None)
 
 
+def test_what_an_earlier_mask_removed_stays_removed():
+    earlier = torch.tensor([0.0, 1.0, 1.0, 1.0])
+    mask = PXUnstructured(2).compute_mask(torch.zeros(4), earlier)
+    assert mask.tolist() == [0.0, 1.0, 1.0, 0.0]
+
+
 @pytest.mark.parametrize("amount", [-1, 1.0, 1.5, -0.1])
 def test_an_amount_out_of_range_is_refused(amount):
     with pytest.raises(ValueError, match="amount must be"):
