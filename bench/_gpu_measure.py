@@ -1,0 +1,149 @@
+"""Measures on one device for `python bench/gpu.py`: ceilings, ops, scores of whole models.
+
+    python -m bench._gpu_measure PART OUT [--device cpu]
+
+A part writes its rows to OUT as it goes, one JSON object a line, so that what is finished survives
+a time limit or a kernel that takes the process down.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import pxfast
+from bench import _libraries
+from bench._gpu_cases import Case, cases, over, ring
+from bench._harness import Work
+from pxfast.reference import official
+
+SECONDS = 0.25  # that a candidate is timed for
+RING_BYTES = 4 * 64 * 2**20  # four times the last-level cache of an H200
+MODELS = ("vit_base_patch16_224", "vit_large_patch16_224", "vit_giant_patch14_224")
+Row = dict[str, object]
+
+
+def seconds_of(work: Work, device: torch.device, budget: float = SECONDS) -> float:
+    """The median time of one call, after a call that is not counted; on a GPU by its own events."""
+    work()
+    if device.type != "cuda":
+        return statistics.median(_by_clock(work) for _ in range(3))
+    torch.cuda.synchronize(device)
+    once = max(1e-6, _by_clock(lambda: (work(), torch.cuda.synchronize(device))))
+    times = []
+    for _ in range(min(200, max(3, int(budget / once)))):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        work()
+        end.record()
+        times.append((start, end))
+    torch.cuda.synchronize(device)
+    return statistics.median(1e-3 * start.elapsed_time(end) for start, end in times)
+
+
+def _by_clock(work: Work) -> float:
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
+
+
+def ceilings(device: torch.device, size: int = 2**28, side: int = 8192) -> Iterator[Row]:
+    """Bytes copied (read + written) and flops of matrix products, a second."""
+    x = torch.empty(size, device=device)
+    y = torch.empty_like(x)
+    seconds = seconds_of(functools.partial(y.copy_, x), device)
+    yield {"ceiling": "copy", "rate": 2 * x.nbytes / seconds}
+    del x, y
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
+        work = functools.partial(torch.matmul, a, b)
+        yield {"ceiling": str(dtype)[6:], "rate": 2 * side**3 / seconds_of(work, device)}
+
+
+def time_case(
+    case: Case,
+    device: torch.device,
+    copied: float,
+    rates: dict[str, float],
+    fill: int = RING_BYTES,
+) -> Row:
+    """One row: pxfast, plain torch and, where the case asks for it, torch.compile of that."""
+    arguments = ring(case, device, fill)
+    ours, plain = case.pair
+    row: Row = {"what": case.what, "size": case.size}
+    candidates = {"pxfast": ours, "torch": plain}
+    if case.compiled:
+        candidates["compiled"] = torch.compile(plain)
+    seconds = {name: seconds_of(over(step, arguments), device) for name, step in candidates.items()}
+    floor = case.floor(copied, rates)
+    row |= {f"{name} ms": 1e3 * s for name, s in seconds.items()}
+    row["× torch"] = seconds["torch"] / seconds["pxfast"]
+    row["% of floor"] = 100 * floor / seconds["pxfast"]
+    return row
+
+
+def ops_rows(device: torch.device, which: list[Case] | None = None) -> Iterator[Row]:
+    """Every case; one that fails says why and leaves the others."""
+    rates = {str(row["ceiling"]): float(row["rate"]) for row in ceilings(device)}  # type: ignore[arg-type]
+    copied = rates.pop("copy")
+    for case in cases() if which is None else which:
+        try:
+            yield time_case(case, device, copied, rates)
+        except Exception as error:
+            yield {"what": case.what, "size": case.size, "failed": f"{error}"[:300]}
+
+
+def model_rows(device: torch.device, names: tuple[str, ...] = MODELS) -> Iterator[Row]:
+    """Scores of whole models: px at its first round, its joint form, and the official algorithm."""
+    timm = _libraries.load("timm")
+    for name in names:
+        with device:
+            model: nn.Module = timm.create_model(name).eval()
+        size = getattr(model, "default_cfg", {}).get("input_size", (3, 224, 224))
+        images = torch.randn(8, *size, device=device)
+        for what, work in (
+            ("forward", functools.partial(_forward, model, images)),
+            ("px", functools.partial(pxfast.score, model, images)),
+            ("px-joint", functools.partial(pxfast.score, model, images, criterion="px-joint")),
+            ("official", functools.partial(official.score, model, images, {})),
+        ):
+            row: Row = {"what": f"{name}, {what}", "size": "8 images"}
+            try:
+                row["pxfast ms"] = 1e3 * seconds_of(work, device, budget=1.0)
+            except Exception as error:
+                row["failed"] = f"{error}"[:300]
+            yield row
+        del model, images
+
+
+@torch.no_grad()
+def _forward(model: nn.Module, images: Tensor) -> Tensor:
+    return model(images)
+
+
+PARTS = {"ceilings": ceilings, "ops": ops_rows, "models": model_rows}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure one part."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--device", type=torch.device, default=torch.device("cuda"))
+    arguments = parser.parse_args(argv)
+    with open(arguments.out, "a", encoding="utf-8") as out:
+        for row in PARTS[arguments.part](arguments.device):
+            print(json.dumps(row), file=out, flush=True)
+            print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()

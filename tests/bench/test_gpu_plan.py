@@ -1,0 +1,129 @@
+"""bench/gpu.py without a GPU: its plan, its refusal, and every case, small, on the CPU."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import _gpu_cases, _gpu_measure, gpu
+from bench._result import load_all
+from pxfast.ops._declare import declared
+
+CPU = torch.device("cpu")
+SMALL = [
+    _gpu_cases.linear("layer", 8, 6, 1, torch.float32),
+    _gpu_cases.linear("layer", 8, 6, 9, torch.bfloat16),
+    _gpu_cases.convolution(3, 5, 4, 3, 2),
+    _gpu_cases.activation("gelu", (2, 3, 4), torch.float32),
+    _gpu_cases.attention("model", 2, 3, 5, 4, 1, torch.float32),
+    _gpu_cases.attention("model", 2, 3, 5, 4, 4, torch.bfloat16),
+    _gpu_cases.selection("model", 1000, 4),
+]
+
+
+def test_the_plan_keeps_to_eight_minutes(capsys) -> None:
+    assert gpu.main(["--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    steps = gpu.plan("9.0a", Path("rows"))
+    assert sum(step.seconds for step in steps) <= gpu.LIMIT == 480
+    for step in steps:
+        assert f"{step.name}, at most {step.seconds} s" in shown
+    for step in steps:  # what the commands name exists
+        for word in step.command:
+            assert not word.startswith("tests/") or (gpu.ROOT / word).exists()
+
+
+def test_it_starts_as_a_program() -> None:
+    command = [sys.executable, str(gpu.ROOT / "bench" / "gpu.py"), "--dry-run"]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.returncode == 0 and "squared_attention" in ran.stdout, ran.stderr
+
+
+def test_every_op_on_both_devices_is_timed() -> None:
+    timed = " ".join(case.what for case in _gpu_cases.cases())
+    for name in {name.removesuffix("_backward") for name in declared} - {"sparse_dual_conv2d"}:
+        assert {"score_histogram": "select_threshold"}.get(name, name) in timed
+
+
+def test_without_a_gpu_it_refuses(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu.main([]) == 1
+    error = capsys.readouterr().err
+    assert "sees none" in error and "--dry-run" in error
+
+
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.size)
+def test_both_candidates_of_a_case_agree(case: _gpu_cases.Case) -> None:
+    torch.manual_seed(0)
+    arguments = case.build(CPU)
+    results = []
+    for step in case.pair:
+        given = [a.clone() if isinstance(a, torch.Tensor) else a for a in arguments]
+        given = [a if not isinstance(a, list) else [t.clone() for t in a] for a in given]
+        out = step(*given)
+        flat = [t for t in (out if isinstance(out, (list, tuple)) else [out])]
+        results.append([flat[-1], *(a for a in given if isinstance(a, torch.Tensor))])
+    for ours, plain in zip(*results, strict=True):
+        torch.testing.assert_close(ours.double(), plain.double(), rtol=2e-2, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.size)
+def test_a_case_gives_a_row(case: _gpu_cases.Case) -> None:
+    rates = {"float32": 1e9, "bfloat16": 1e9}
+    row = _gpu_measure.time_case(case, CPU, 1e9, rates, fill=1)
+    assert row["pxfast ms"] > 0 and row["× torch"] > 0 and row["% of floor"] > 0
+    assert case.floor(1e9, rates) == max(case.bytes, case.flops) / 1e9
+
+
+def test_a_case_that_fails_says_why_and_leaves_the_others(monkeypatch) -> None:
+    monkeypatch.setattr(_gpu_measure, "ceilings", lambda device: iter([
+        {"ceiling": "copy", "rate": 1e9}, {"ceiling": "float32", "rate": 1e9},
+        {"ceiling": "bfloat16", "rate": 1e9},
+    ]))  # fmt: skip
+    monkeypatch.setattr(_gpu_measure, "RING_BYTES", 1)
+    wrong = _gpu_cases.convolution(3, 5, 4, 3, 2)
+    object.__setattr__(wrong, "pair", (lambda *a: 1 / 0, lambda *a: None))
+    rows = list(_gpu_measure.ops_rows(CPU, [wrong, SMALL[0]]))
+    assert "division by zero" in str(rows[0]["failed"]) and "pxfast ms" in rows[1]
+
+
+def test_ceilings_and_rows_are_written_as_they_come(tmp_path: Path, monkeypatch) -> None:
+    rows = list(_gpu_measure.ceilings(CPU, size=1000, side=16))
+    assert [row["ceiling"] for row in rows] == ["copy", "float32", "bfloat16"]
+    monkeypatch.setitem(_gpu_measure.PARTS, "ceilings", lambda device: iter(rows))
+    out = tmp_path / "rows.jsonl"
+    _gpu_measure.main(["ceilings", str(out), "--device", "cpu"])
+    assert [json.loads(line) for line in out.read_text().splitlines()] == rows
+
+
+def test_a_step_that_fails_or_is_stopped_is_named() -> None:
+    python = gpu.sys.executable
+    assert gpu.Step("a", [python, "-c", ""], 20).run(60).startswith("passed")
+    assert gpu.Step("a", [python, "-c", "exit(3)"], 20).run(60).startswith("failed (3)")
+    assert "limit of 1 s" in gpu.Step("a", [python, "-c", "while True: pass"], 1).run(60)
+    assert "not installed" in gpu.Step("a", ["no-such"], 1, needs="no-such").run(60)
+
+
+def test_the_whole_command_on_a_machine_that_claims_a_gpu(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    assert gpu.architecture() == "9.0a"
+
+    def steps(architecture: str, out: Path) -> list[gpu.Step]:
+        write = f'print(\'{{"what": "op", "pxfast ms": 1.5}}\', file=open({str(out)!r}, \'a\'))'
+        python = gpu.sys.executable
+        return [gpu.Step("ops", [python, "-c", write], 20), gpu.Step("bad", [python, "-c", "x"], 9)]
+
+    monkeypatch.setattr(gpu, "plan", steps)
+    assert gpu.main(["--results", str(tmp_path)]) == 1  # a step failed
+    (result,) = load_all(tmp_path)
+    assert result.job == "gpu" and result.machine["gpu"] == "Some GPU"
+    assert result.rows == [{"what": "op", "pxfast ms": 1.5}]
+    assert str(result.settings["bad"]).startswith("failed")
+    assert "1.5" in capsys.readouterr().out
