@@ -22,6 +22,7 @@ from pxfast.reference.px_rules import (
     GATES,
     LOGITS,
     LOGITS_OPERATIONS,
+    MOVING,
     PATH,
     PLAIN,
     PRODUCTS,
@@ -119,7 +120,27 @@ class Graph:
         if not found:
             return "", mask
         name = self.names[id(max(found, key=Tensor.numel))]
-        return name, self.masks.get(name, 1.0) * mask
+        if name in self.masks:
+            whole = self.parameter(source) is not None
+            mask = mask * (self.moved(source, self.masks[name]) if whole else self.masks[name])
+        return name, mask
+
+    def parameter(self, source: Node) -> Tensor | None:
+        """Return the parameter whose entries `source` holds, some of them perhaps and moved.
+
+        None if it is computed.
+        """
+        while key(source) in MOVING:
+            source = source.args[0]
+        value = self.attribute(source) if source.op == "get_attr" else None
+        return value if id(value) in self.names else None
+
+    def moved(self, source: Node, value: Tensor) -> Any:
+        """Return from a tensor like the parameter what `source` takes from the parameter."""
+        if key(source) not in MOVING:
+            return value
+        first, *_ = args = arguments(source)
+        return function(source)(**args | {first: self.moved(args[first], value)})
 
     def is_learned(self, node: Node) -> bool:
         """Whether a parameter is among what `node` is computed from."""

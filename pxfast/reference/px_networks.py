@@ -136,17 +136,23 @@ class Auxiliary:
 
     def weight(self, call: Call) -> Tensor:
         """Return the mask M (h), or θ²·M as a leaf (g, joint) of the weight this call applies."""
-        theta = call.real["weight"]  # masked
+        theta, source = call.real["weight"], arguments(call.node)["weight"]  # masked
         name, mask = self.graph.weight(call.node, theta)
         if not name:
             return theta**2 if self.weighted else mask
-        self.masks[name] = mask
+        parameter = self.graph.parameter(source)
+        if parameter is None:  # computed: a θ of its own
+            self.masks[name] = mask
+        else:  # whole, or some of its rows
+            self.masks[name] = self.graph.masks.get(name, torch.ones_like(parameter))
+            theta = parameter * self.masks[name]
         if not (self.weighted or self.structure):
             return mask
         if name not in self.squares:
             square = torch.ones_like(theta) if self.structure else theta**2
             self.squares[name] = square.detach().clone().requires_grad_()
-        return self.squares[name]
+        square = self.squares[name]
+        return square if parameter is None else self.graph.moved(source, square)
 
     def product(self, result: Tensor, opening: Tensor) -> Tensor:
         """Note a gated value, whose cotangent is asked for, and the ℓ of what opens its gate."""

@@ -168,13 +168,14 @@ def test_spellings_score_alike(spelling, mask, criterion):
 class Module(nn.Module):
     """torch's own module, whose in_proj_weight holds the rows of q, k and v."""
 
-    def __init__(self, need_weights: bool) -> None:
+    def __init__(self, need_weights: bool, same: bool = True) -> None:
         super().__init__()
         self.inner = nn.MultiheadAttention(WIDTH, 2, batch_first=True)
-        self.need_weights = need_weights
+        self.need_weights, self.same = need_weights, same
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x, x, x, need_weights=self.need_weights)[0]
+        queries = x if self.same else x + 0  # two products, of some of the rows each
+        return self.inner(queries, x, x, need_weights=self.need_weights)[0]
 
 
 class Separate(nn.Module):
@@ -194,13 +195,16 @@ class Separate(nn.Module):
         return self.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
+@pytest.mark.parametrize("same", [True, False])
 @pytest.mark.parametrize("need_weights", [True, False])
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_rows_of_a_fused_projection(criterion, need_weights):
-    model = seeded(lambda: Module(need_weights), 3).double()
+def test_rows_of_a_fused_projection(criterion, need_weights, same):
+    model = seeded(lambda: Module(need_weights, same), 3).double()
     x = random_batch((TOKENS, WIDTH), 2).double()
-    scores = px.score(model, x, criterion=criterion)
-    expected = px.score(Separate(model.inner), x, criterion=criterion)
+    mask = torch.rand(3 * WIDTH, WIDTH) < 0.7
+    parts = {f"{n}.weight": rows for n, rows in zip("qkv", mask.chunk(3), strict=True)}
+    scores = px.score(model, x, criterion=criterion, masks={"inner.in_proj_weight": mask})
+    expected = px.score(Separate(model.inner), x, criterion=criterion, masks=parts)
     rows = torch.cat([expected[f"{name}.weight"] for name in ("q", "k", "v")])
     close(scores["inner.in_proj_weight"], rows, REORDERED)
     close(scores["inner.out_proj.weight"], expected["out_proj.weight"], REORDERED)
@@ -236,19 +240,23 @@ def test_grouped_queries_are_those_of_repeated_keys_and_values(criterion):
 class Pooled(nn.Module):
     """A learned query looks at all tokens."""
 
-    def __init__(self) -> None:
+    def __init__(self, written_out: bool) -> None:
         super().__init__()
+        self.written_out = written_out
         self.query = nn.Parameter(torch.randn(1, 1, WIDTH))
         self.q, self.k, self.v = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
         q = self.q(self.query.expand(len(x), -1, -1))
+        if self.written_out:
+            return (q @ self.k(x).mT / 2).softmax(-1) @ self.v(x)
         return F.scaled_dot_product_attention(q, self.k(x), self.v(x))
 
 
-def test_a_learned_query_counts_as_ones():
+@pytest.mark.parametrize("written_out", [False, True])
+def test_a_learned_query_counts_as_ones(written_out):
     """In g, ℓ = Σ_jcb 1 · W_k²[c, b]: a score of k is its square over their sum."""
-    model = seeded(Pooled, 1).double()
+    model = seeded(lambda: Pooled(written_out), 1).double()
     scores = px.score(model, random_batch((TOKENS, WIDTH), 2))
     assert list(scores) == ["k.weight", "v.weight"]
     square = model.k.weight.detach() ** 2

@@ -92,6 +92,16 @@ def test_layer_norm():
     assert_middle(layer, factor, layer.weight.detach() ** 2, model, x)
 
 
+def test_rms_norm():
+    layer = nn.RMSNorm(6, eps=1e-3)
+    model, x = middle(layer), random_batch((4,), 5).double()
+    with torch.no_grad():
+        layer.weight.uniform_(0.5, 1.5)
+    mean_square = model[0](x).square().mean(1, keepdim=True).detach()
+    factor = (1 / (mean_square + 1e-3)).expand(-1, 6)
+    assert_middle(layer, factor, layer.weight.detach() ** 2, model, x)
+
+
 def test_group_norm():
     layer = nn.GroupNorm(3, 6)
     model, x = middle(layer), random_batch((4,), 5).double()
