@@ -239,9 +239,9 @@ def as_json(table: Table) -> str:
 
 
 def render(table: Table) -> str:
-    """The kernels for float32 weights in vectors, and the most of all, as Markdown."""
+    """The kernels for float32 weights in vectors, attention, and the most of all, as Markdown."""
     lines = [
-        f"nvcc {table['nvcc']}, float32 weights in vectors; no spills. Registers of a thread:",
+        f"nvcc {table['nvcc']}, float32 weights in vectors, and attention; no spills. Registers of a thread:",
         "",
         f"| kernel | {' | '.join(ARCHITECTURES)} | shared memory, bytes |",
         f"|---|{'---:|' * (len(ARCHITECTURES) + 1)}",
@@ -249,7 +249,7 @@ def render(table: Table) -> str:
     shown = {
         name: usages
         for name, usages in sorted(table["kernels"].items())
-        if uses_vectors(name)
+        if (uses_vectors(name) or name.startswith("attend"))
         and not re.search(r"double|__half|__nv_bfloat16|Cut, (short|long)>", name)
     }
     for name, usages in shown.items():
