@@ -241,7 +241,8 @@ def as_json(table: Table) -> str:
 def render(table: Table) -> str:
     """The kernels for float32 weights in vectors, attention, and the most of all, as Markdown."""
     lines = [
-        f"nvcc {table['nvcc']}, float32 weights in vectors, and attention; no spills. Registers of a thread:",
+        f"nvcc {table['nvcc']}, float32 weights in vectors, and attention; no spills. "
+        "Registers of a thread:",
         "",
         f"| kernel | {' | '.join(ARCHITECTURES)} | shared memory, bytes |",
         f"|---|{'---:|' * (len(ARCHITECTURES) + 1)}",
