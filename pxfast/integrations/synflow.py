@@ -8,7 +8,7 @@ pairs of masks and parameters, scores the parameters and overwrites the masks.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,9 @@ from pxfast.reference import official as official_code
 from pxfast.scoring import Scorer
 from pxfast.selection.scores import Scores
 from pxfast.unwrap import unwrapped
+
+if TYPE_CHECKING:
+    from pxfast.criteria import Criterion
 
 Pair = tuple[Tensor, nn.Parameter]
 
@@ -71,7 +74,7 @@ class PX:
         self,
         masked_parameters: Iterable[Pair],
         *,
-        criterion: str = "px",
+        criterion: str | Criterion = "px",
         exact: bool = True,
         official: bool = False,
         per_class: int | None = None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from pxfast.errors import PxfastError
 from pxfast.preparation import layer_weights
 from pxfast.scoring import Scorer
 from pxfast.selection.scores import Scores
+
+if TYPE_CHECKING:
+    from pxfast.criteria import Criterion
 
 
 class PXSparsifier(BaseSparsifier):
@@ -47,7 +50,7 @@ class PXSparsifier(BaseSparsifier):
         sparsity_level: float = 0.5,
         *,
         scope: str = "global",
-        criterion: str = "px",
+        criterion: str | Criterion = "px",
         **options: Any,
     ):
         super().__init__(defaults={"sparsity_level": sparsity_level})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,9 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from pxfast._optional import require
 from pxfast.paths.names import named_weights
 from pxfast.scoring import score
+
+if TYPE_CHECKING:
+    from pxfast.criteria import Criterion
 
 torch_pruning: Any = require("torch_pruning", "pxfast.integrations.torch_pruning",
                              "pxfast[torch-pruning]")  # fmt: skip
@@ -46,7 +49,7 @@ class PXImportance(torch_pruning.importance.Importance):
         (torch.Size([4, 4]), torch.Size([2, 4]))
     """
 
-    def __init__(self, data: Any, criterion: str = "px", **options: Any):
+    def __init__(self, data: Any, criterion: str | Criterion = "px", **options: Any):
         self.data, self.criterion, self.options = data, criterion, options
         self._scored: list[tuple[nn.Parameter, int]] = []  # parameters and their versions
         self._scores: dict[int, Tensor] = {}  # by id(parameter)

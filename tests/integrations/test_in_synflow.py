@@ -79,6 +79,31 @@ def test_scores_are_those_of_score(name):
         assert torch.equal(pruner.scores[id(parameter)], expected[weight])
 
 
+def test_zeroing_the_weights_between_rounds_changes_nothing():
+    """As Synaptic-Flow's own loop does, which calls apply_mask before every score."""
+    model, batches = build("resnet20"), loader()
+    expected = pxfast.prune(copy.deepcopy(model), batches, density=0.3, rounds=2)
+    pruner = PX(masked_parameters(model))
+    for kept in (0.3**0.5, 0.3):
+        pruner.apply_mask()
+        pruner.score(model, None, batches, "cpu")
+        pruner.mask(kept, "global")
+    found = named_masks(model)
+    assert all(torch.equal(found[name], mask) for name, mask in expected.items())
+
+
+def test_double_precision_and_data_parallel_models():
+    """NTK-SAP's loop prunes both."""
+    model = build("resnet20").double()
+    images = torch.randn(3, 3, 32, 32, dtype=torch.float64)
+    pruner = PX(masked_parameters(model))
+    pruner.score(nn.DataParallel(model), None, [(images, None)], "cpu")
+    expected = pxfast.score(model, images)
+    for weight, (_, parameter) in zip(names_of(model), pruner.masked_parameters, strict=True):
+        assert pruner.scores[id(parameter)].dtype == torch.float64
+        assert torch.equal(pruner.scores[id(parameter)], expected[weight])
+
+
 def test_a_second_loop_goes_on_from_the_masks_of_the_first():
     """As in the loops over levels there: a new pruner begins with what is left."""
     model, batches = build("resnet20"), loader()
