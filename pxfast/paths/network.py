@@ -146,15 +146,19 @@ class Network:
             result.opening = replace(x.opening, activation=opens)
         return result
 
-    def gated(self, x: PathTensor, squared_gate: Callable[[], Tensor]) -> PathSum | None:
+    def gated(
+        self, x: PathTensor, squared_gate: Callable[[], Tensor], *, everywhere: bool = False
+    ) -> PathSum | None:
         """The path of ``x`` times the squared gate where the data's gates count; gates are open
         otherwise.
 
         ``squared_gate`` is called only where it is needed; its result broadcasts to the value's
-        shape.
+        shape. With ``everywhere`` it has that shape, so that shapes alone need no call.
         """
         if x.path is None or not self.gates:
             return x.path
+        if everywhere and self.path_device.type == "meta":
+            return x.path.map(lambda m: m.new_empty(x.value.shape))
         return x.path.times(self.like_path(squared_gate()))
 
     def scaled(

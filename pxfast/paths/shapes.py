@@ -9,6 +9,7 @@ usual.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -61,6 +62,7 @@ def common_shape(*shapes: Sequence[int]) -> Shape:
     return common
 
 
+@functools.cache
 def _is_entrywise(func: Any) -> bool:
     schema = func._schema
     return (

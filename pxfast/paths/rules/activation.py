@@ -99,7 +99,7 @@ def _gated(name: str, gate: Gate) -> Callable[..., Any]:
         def squared_gate() -> Tensor:
             return gate(input.value.to(network.dtype), *args, **kwargs).square()
 
-        path = network.gated(input, squared_gate)
+        path = network.gated(input, squared_gate, everywhere=True)
         value = network.entrywise(out_of_place(func), input, *args, **_plain(kwargs))
         return network.opened(network.tensor(value, path), name, input)
 
