@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from pxfast.batches import is_finite
 from pxfast.errors import MaskError, PxfastError
+from pxfast.offload import Offloaded, main_device
 from pxfast.paths.names import named_weights
 from pxfast.paths.outputs import Select
 from pxfast.paths.passes import Passes
@@ -43,13 +45,17 @@ def prepared(
     refuse_scripted(model)
     _check_options(batchnorm, dtype, max_memory)
     scored = chosen(model, include, exclude)
-    path_dtype = check_weights(model)
+    offloaded = Offloaded(model)
+    path_dtype = check_weights(model, offloaded)
     masks = {} if masks is None else masks
     _check_masks(model, masks)
     weights = Weights(model, masks, scored, path_dtype)
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    device = main_device(model, offloaded)
     with evaluation(model), preserved_rng(data), torch.inference_mode(False):
-        yield Passes(model, weights, device, path_dtype, batchnorm, output, dtype, max_memory)
+        try:
+            yield Passes(model, weights, device, path_dtype, batchnorm, output, dtype, max_memory)
+        finally:
+            offloaded.put_back()
 
 
 def refuse_scripted(model: nn.Module) -> None:
@@ -85,14 +91,15 @@ def _plain_tensors(module: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in vars(module).items() if isinstance(value, Tensor)}
 
 
-def check_weights(model: nn.Module) -> torch.dtype:
+def check_weights(model: nn.Module, offloaded: Offloaded) -> torch.dtype:
     """Refuse NaN and infinity by name; returns the dtype of path sums, float32 or float64.
 
     Raises:
         PxfastError: a parameter or buffer is not finite.
     """
     dtype = torch.float32
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+    stored = ((name, offloaded.load(name)) for name in offloaded)
+    for name, tensor in chain(model.named_parameters(), model.named_buffers(), stored):
         if not tensor.is_floating_point() or tensor.is_meta:
             continue
         if tensor.dtype is torch.float64:

@@ -233,7 +233,7 @@ def _underflowed(weights: Weights, name: str) -> int:
     scores = weights.saliency[name]
     if scores.numel() and float(scores.amin()) > 0:  # then no square was 0
         return 0
-    theta = weights.used[name].theta.to(weights.dtype)
+    theta = weights.theta(name).to(weights.dtype)
     if theta.numel() and float(theta.square().amin()) > 0:  # masked weights included
         return 0
     kept = weights.kept(name).to(weights.dtype)

@@ -23,6 +23,7 @@ from pxfast._version import __version__
 from pxfast.batches import Batch, cannot_run, check_finite, to_device
 from pxfast.criteria.weights import combined_masks, prunable_weights, stored_names, weight_values
 from pxfast.errors import DataError, PxfastError
+from pxfast.offload import Offloaded
 from pxfast.paths.outputs import Select, selected
 from pxfast.preparation import Choice, check_weights, evaluation, refuse_scripted
 from pxfast.rng import preserved_rng
@@ -250,7 +251,13 @@ def functional(
     """
     model = unwrapped(model)
     refuse_scripted(model)
-    result = check_weights(model)
+    offloaded = Offloaded(model)
+    if offloaded:
+        raise PxfastError(
+            f"{next(iter(offloaded))} is offloaded by accelerate; of all criteria only px and "
+            f"px-joint score such a model, layer by layer. Load it whole for this one"
+        )
+    result = check_weights(model, offloaded)
     if batchnorm not in ("running", "data"):
         raise PxfastError(f'batchnorm: expected "running" or "data", got {batchnorm!r}')
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

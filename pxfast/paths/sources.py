@@ -28,6 +28,7 @@ class Source:
     theta: Tensor  # before masks and views
     mask: Tensor | None = None  # 0/1, of theta's shape
     views: tuple[View, ...] = ()
+    is_offloaded: bool = False  # θ can be loaded again, so that nothing need hold it
 
     def seen(self, tensor: Tensor) -> Tensor:
         """A tensor of theta's shape, as the linear operation sees it."""

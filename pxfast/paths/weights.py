@@ -7,7 +7,8 @@ parameters (sources.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from pxfast.errors import MaskError
+from pxfast.offload import Offloaded
 from pxfast.paths.masks import FixedParts
 from pxfast.paths.names import innermost_module, named_weights, running_module
 from pxfast.paths.select import all_set, any_along, selected
@@ -74,6 +76,32 @@ class Weight:
             is_transposed=not self.is_transposed,
             memory=None,
         )
+
+    def resting(self) -> Weight:
+        """Without θ, for a backward to come, where `loaded` can get it again; else itself."""
+        source = self.source
+        if source is None or not source.is_offloaded:
+            return self
+        return replace(self, source=_without_theta(source), theta=self.theta.to("meta"))
+
+    def loaded(self) -> Weight:
+        """With θ again."""
+        source = self.source
+        if source is None or not source.theta.is_meta or source.name not in self.weights.offloaded:
+            return self
+        theta = source.seen(self.weights.offloaded.load(source.name))
+        return replace(self, theta=theta.T if self.is_transposed else theta)
+
+    @contextlib.contextmanager
+    def scores(self, device: torch.device) -> Iterator[Tensor | None]:
+        """`saliency`, to be added to on a device: scores of offloaded weights stay on the CPU."""
+        own = self.saliency
+        if own is None or own.device == device:
+            yield own
+        else:
+            here = torch.zeros_like(own, device=device)
+            yield here
+            own += here.to(own.device)
 
     def masked(self) -> Tensor:
         """θ·M, what the true network uses. A masked weight is 0 whatever θ holds there."""
@@ -184,8 +212,10 @@ class Weights:
         self._parameters: dict[int, str] = {}
         self._sources: WeakIdKeyDictionary = WeakIdKeyDictionary()
         self.fixed = FixedParts(lambda tensor: self.source(tensor) is not None)
+        self.offloaded = Offloaded(self.model)
         for name, parameter in named_weights(self.model):
-            self._parameters[id(parameter)] = name
+            if name not in self.offloaded:
+                self._parameters[id(parameter)] = name
         self._given = {name: _as_bool(name, mask) for name, mask in self.masks.items()}
         self._full: dict[str, bool] = {name: all_set(mask) for name, mask in self._given.items()}
 
@@ -196,6 +226,8 @@ class Weights:
         name = self._parameters.get(id(tensor))
         if name is not None:
             return Source(name, tensor.shape, tensor.detach())
+        if self.offloaded and (name := self.offloaded.name(tensor)) is not None:
+            return Source(name, tensor.shape, tensor.detach(), is_offloaded=True)
         return self._sources.get(tensor)
 
     def follow(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
@@ -253,7 +285,9 @@ class Weights:
         return source.mask if given is None else source.mask & given
 
     def _check_same_use(self, source: Source, mask: Tensor | None) -> None:
-        first = self.used.setdefault(source.name, replace(source, mask=mask, views=()))
+        if source.name not in self.used:
+            self.used[source.name] = replace(_without_theta(source), mask=mask, views=())
+        first = self.used[source.name]
         if first.theta.shape != source.theta.shape:
             raise MaskError(
                 f"{source.name} is used in two forms, of shapes {list(first.theta.shape)} and "
@@ -277,7 +311,7 @@ class Weights:
         self.reached.add(source.name)
         buffers = self.saliency if self.side is None else self.side
         if source.name not in buffers:
-            buffers[source.name] = torch.zeros_like(source.theta, dtype=self.dtype)
+            buffers[source.name] = _zeros(source, self.dtype)
         return buffers[source.name]
 
     def value_buffer(self, source: Source) -> Tensor | None:
@@ -285,7 +319,7 @@ class Weights:
         if self.rows is None:
             return None
         if source.name not in self.rows:
-            self.rows[source.name] = torch.zeros_like(source.theta, dtype=torch.bool)
+            self.rows[source.name] = _zeros(source, torch.bool)
         return self.rows[source.name]
 
     def forget(self) -> None:
@@ -301,8 +335,13 @@ class Weights:
 
     def kept(self, name: str) -> Tensor:
         """θ·M of a weight that was used."""
+        mask, theta = self.used[name].mask, self.theta(name)
+        return theta if mask is None else selected(theta, mask)
+
+    def theta(self, name: str) -> Tensor:
+        """θ of a weight that was used."""
         source = self.used[name]
-        return source.theta if source.mask is None else selected(source.theta, source.mask)
+        return self.offloaded.load(name) if source.is_offloaded else source.theta
 
     def describe_empty(self) -> str:
         """Which layers keep no weight, to explain why no path reaches the output."""
@@ -318,6 +357,18 @@ class Weights:
     def where(self) -> str:
         """The module that is running, for error messages."""
         return running_module(self.model)
+
+
+def _without_theta(source: Source) -> Source:
+    """The source of an offloaded weight, which lets go of its values; others as they are."""
+    return replace(source, theta=source.theta.to("meta")) if source.is_offloaded else source
+
+
+def _zeros(source: Source, dtype: torch.dtype) -> Tensor:
+    """Zeros of θ's shape beside θ, on the CPU if it is offloaded."""
+    if source.is_offloaded:
+        return torch.zeros(source.theta.shape, dtype=dtype)
+    return torch.zeros_like(source.theta, dtype=dtype)
 
 
 def _positions(flags: Tensor) -> Tensor:

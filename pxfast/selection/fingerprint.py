@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from pxfast.errors import DataError
+from pxfast.offload import Offloaded
 from pxfast.unwrap import unwrapped
 
 
 def model_fingerprint(model: nn.Module) -> str:
     """Hashes all that a model's state_dict holds: names, dtypes, shapes and every byte.
 
-    Every byte is copied to the CPU and read once, by BLAKE2b on one core. The device and a wrapper
-    such as DDP make no difference.
+    Every byte is copied to the CPU and read once, by BLAKE2b on one core. The device, offloading
+    and a wrapper such as DDP make no difference.
 
     Args:
         model: Any model.
@@ -26,9 +27,11 @@ def model_fingerprint(model: nn.Module) -> str:
         32 hexadecimal digits.
     """
     digest = hashlib.blake2b(digest_size=16)
-    for name, value in unwrapped(model).state_dict().items():
+    model = unwrapped(model)
+    offloaded = Offloaded(model)
+    for name, value in model.state_dict().items():
         digest.update(name.encode())
-        _update(digest, value)
+        _update(digest, offloaded.load(name) if name in offloaded else value)
     return digest.hexdigest()
 
 

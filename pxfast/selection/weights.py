@@ -180,6 +180,13 @@ def apply_masks(model: nn.Module, masks: Mapping[str, Tensor], *, in_place: bool
             masked in this way. The model is then unchanged.
     """
     plan = placed(model, masks)
+    for place, _ in plan:
+        if place.parameter.is_meta and hasattr(place.module, "_hf_hook"):
+            raise MaskError(
+                f"'{place.name}' is offloaded by accelerate, so that it is not here to be masked: "
+                f"pxfast.integrations.accelerate.apply_masks(model, masks) sets the zeros where it "
+                f"is stored"
+            )
     if in_place:
         for place, _ in plan:
             if parametrize.is_parametrized(place.module, place.attribute):

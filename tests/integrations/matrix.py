@@ -142,7 +142,19 @@ MATRIX = (
         '`pxfast.score(model, {"pixel_values": images})`, `output="pooler_output"` for a tower; '
         "`save_pretrained(model, folder)`, `load_masks(folder)`. Tested: ViT, DeiT, Swin, DINOv2, "
         "ConvNeXt, ConvNeXtV2, CLIP's vision tower",
-        "score language models or SigLIP's pooling head (nn.MultiheadAttention)",
+        "score language models",
+    ),
+    Row(
+        "Hugging Face accelerate",
+        ("accelerate",),
+        ("accelerate",),
+        "transformers",
+        "accelerate",
+        "`pxfast.score(model, data)` after `cpu_offload(model)`, `disk_offload(model, folder)` or "
+        "a device_map; `apply_masks(model, masks)`",
+        "score models split over several GPUs, or by criteria other than px and px-joint; count an "
+        "offloaded weight that two layers share as one. Offloading from a GPU is written and not "
+        "yet run on one",
     ),
     Row(
         "ONNX, torch.export",

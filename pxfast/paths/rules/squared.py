@@ -24,7 +24,7 @@ class SquaredLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, anchor: Tensor, weight: Weight) -> Tensor:
         """Shapes: x [..., K], weight [O, K] → [..., O]."""
         ctx.set_materialize_grads(False)
-        ctx.x, ctx.weight = x, weight
+        ctx.x, ctx.weight = x, weight.resting()
         if weight.weights.purpose == "scores":
             return ops.squared_linear(x, _theta(weight, x), weight.mask)
         return counted(weight, x @ weight.squared(x.dtype).T)
@@ -36,15 +36,16 @@ class SquaredLinear(torch.autograd.Function):
         dy = cotangent(weight, dy, dim=-1)
         if dy is None:
             return None, None, None
-        saliency = weight.saliency
-        if weight.weights.purpose == "scores" and saliency is not None:
-            theta = _theta(weight, x)
-            dx = ops.squared_linear_backward(dy, x, theta, weight.mask, saliency, with_dx)
-            return dx if with_dx else None, None, None
-        squared = weight.squared(x.dtype)
-        if saliency is not None:
-            dw = dy.flatten(0, -2).T @ x.flatten(0, -2) if dy.dim() > 1 else torch.outer(dy, x)
-            saliency.addcmul_(dw, weight.factor(squared))
+        weight = weight.loaded()
+        with weight.scores(x.device) as saliency:
+            if weight.weights.purpose == "scores" and saliency is not None:
+                theta = _theta(weight, x)
+                dx = ops.squared_linear_backward(dy, x, theta, weight.mask, saliency, with_dx)
+                return dx if with_dx else None, None, None
+            squared = weight.squared(x.dtype)
+            if saliency is not None:
+                dw = dy.flatten(0, -2).T @ x.flatten(0, -2) if dy.dim() > 1 else torch.outer(dy, x)
+                saliency.addcmul_(dw, weight.factor(squared))
         return dy @ squared if with_dx else None, None, None
 
 
@@ -60,7 +61,7 @@ class SquaredConvolution(torch.autograd.Function):
     ) -> Tensor:
         """Shapes: x [N, C, *space], weight as torch's convolutions have it."""
         ctx.set_materialize_grads(False)
-        ctx.x, ctx.weight, ctx.geometry = x, weight, geometry
+        ctx.x, ctx.weight, ctx.geometry = x, weight.resting(), geometry
         if known is not None:
             return known.view_as(known)
         return counted(weight, geometry(x, weight.squared(x.dtype)))
@@ -72,20 +73,21 @@ class SquaredConvolution(torch.autograd.Function):
         dy = cotangent(weight, dy, dim=1, geometry=geometry)
         if dy is None:
             return None, None, None, None, None
-        saliency = weight.saliency
-        if saliency is not None and geometry.squared_backward_pays(dy, x, weight):
-            with_dx, settings = ctx.needs_input_grad[0], geometry.arguments[:3]
-            dx = ops.squared_conv2d_backward(
-                dy, x, _theta(weight, x), weight.mask, saliency, *settings, with_dx=with_dx
-            )
-            return dx if with_dx else None, None, None, None, None
-        squared = weight.squared(x.dtype)
-        dx, dw, _ = torch.ops.aten.convolution_backward(
-            dy, x, squared, None, *geometry.arguments, geometry.groups,
-            [ctx.needs_input_grad[0], saliency is not None, False],
-        )  # fmt: skip
-        if saliency is not None:
-            saliency.addcmul_(dw, weight.factor(squared))
+        weight = weight.loaded()
+        with weight.scores(x.device) as saliency:
+            if saliency is not None and geometry.squared_backward_pays(dy, x, weight):
+                with_dx, settings = ctx.needs_input_grad[0], geometry.arguments[:3]
+                dx = ops.squared_conv2d_backward(
+                    dy, x, _theta(weight, x), weight.mask, saliency, *settings, with_dx=with_dx
+                )
+                return dx if with_dx else None, None, None, None, None
+            squared = weight.squared(x.dtype)
+            dx, dw, _ = torch.ops.aten.convolution_backward(
+                dy, x, squared, None, *geometry.arguments, geometry.groups,
+                [ctx.needs_input_grad[0], saliency is not None, False],
+            )  # fmt: skip
+            if saliency is not None:
+                saliency.addcmul_(dw, weight.factor(squared))
         return dx, None, None, None, None
 
 
@@ -109,10 +111,10 @@ def cotangent(weight: Weight, dy: Tensor | None, dim: int, geometry: Any = None)
         arrives = dy.transpose(0, dim).flatten(1).any(1)
         rows = weight.value_rows
         if rows is not None:
-            rows |= _by_row(arrives, rows, geometry)
+            rows |= _by_row(arrives.to(rows.device), rows, geometry)
     elif weight.weights.side is not None:
         rows = weight.value_rows
-        closed = None if rows is None else ~_rows_of(rows, geometry)
+        closed = None if rows is None else ~_rows_of(rows, geometry).to(dy.device)
         if closed is None or not bool(closed.any()):
             return None
         return dy * closed.reshape(-1, *[1] * (dy.dim() - 1 - dim if dim >= 0 else 0))
