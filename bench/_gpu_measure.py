@@ -14,7 +14,9 @@ import json
 import statistics
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,7 @@ import pxfast
 from bench import _libraries
 from bench._gpu_cases import Case, cases, over, ring
 from bench._harness import Work
+from pxfast.ops._declare import references
 from pxfast.reference import official
 
 SECONDS = 0.25  # that a candidate is timed for
@@ -102,22 +105,27 @@ def ops_rows(device: torch.device, which: list[Case] | None = None) -> Iterator[
 
 
 def model_rows(device: torch.device, names: tuple[str, ...] = MODELS) -> Iterator[Row]:
-    """Scores of whole models: px at its first round, its joint form, and the official algorithm."""
+    """Scores of whole models: px at its first round and px-joint, with kernels and without, and the
+    official algorithm."""
     timm = _libraries.load("timm")
     for name in names:
         with device:
             model: nn.Module = timm.create_model(name).eval()
         size = getattr(model, "default_cfg", {}).get("input_size", (3, 224, 224))
         images = torch.randn(8, *size, device=device)
+        px = functools.partial(pxfast.score, model, images)
+        joint = functools.partial(px, criterion="px-joint")
         for what, work in (
             ("forward", functools.partial(_forward, model, images)),
-            ("px", functools.partial(pxfast.score, model, images)),
-            ("px-joint", functools.partial(pxfast.score, model, images, criterion="px-joint")),
+            ("px", px),
+            ("px in plain torch", functools.partial(_in_plain_torch, px)),
+            ("px-joint", joint),
+            ("px-joint in plain torch", functools.partial(_in_plain_torch, joint)),
             ("official", functools.partial(official.score, model, images, {})),
         ):
             row: Row = {"what": f"{name}, {what}", "size": "8 images"}
             try:
-                row["pxfast ms"] = 1e3 * seconds_of(work, device, budget=1.0)
+                row["ms"] = 1e3 * seconds_of(work, device, budget=1.0)
             except Exception as error:
                 row["failed"] = f"{error}"[:300]
             yield row
@@ -127,6 +135,20 @@ def model_rows(device: torch.device, names: tuple[str, ...] = MODELS) -> Iterato
 @torch.no_grad()
 def _forward(model: nn.Module, images: Tensor) -> Tensor:
     return model(images)
+
+
+@contextmanager
+def plain_torch() -> Iterator[None]:
+    """Every op runs as its reference, in eager torch."""
+    with ExitStack() as patches:
+        for name, reference in references.items():
+            patches.enter_context(mock.patch.object(torch.ops.pxfast, name, reference))
+        yield
+
+
+def _in_plain_torch(work: Work) -> None:
+    with plain_torch():
+        work()
 
 
 PARTS = {"ceilings": ceilings, "ops": ops_rows, "models": model_rows}

@@ -168,7 +168,7 @@ def show(steps: list[Step]) -> None:
     for case in cases():
         print(f"  {case.what}: {case.size}")
     for name in MODELS:
-        print(f"  {name}: forward, px, px-joint, official")
+        print(f"  {name}: forward, px and px-joint (also in plain torch), official")
 
 
 if __name__ == "__main__":

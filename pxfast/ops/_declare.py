@@ -12,6 +12,7 @@ from pxfast import _native
 
 _library = torch.library.Library("pxfast", "FRAGMENT")
 declared: list[str] = []  # the names of all operators
+references: dict[str, Callable[..., Any]] = {}  # what each computes, in plain PyTorch
 
 
 def declare(
@@ -31,6 +32,7 @@ def declare(
     """
     name = schema.partition("(")[0]
     declared.append(name)
+    references[name] = reference
 
     def fallback(*args: Any, **kwargs: Any) -> Any:
         fake(*args, **kwargs)

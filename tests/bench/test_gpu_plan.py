@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
 
+import nets
 import pytest
 import torch
 
 from bench import _gpu_cases, _gpu_measure, gpu
 from bench._result import load_all
-from pxfast.ops._declare import declared
+from pxfast.ops._declare import declared, references
 
 CPU = torch.device("cpu")
 SMALL = [
@@ -99,6 +101,32 @@ def test_ceilings_and_rows_are_written_as_they_come(tmp_path: Path, monkeypatch)
     out = tmp_path / "rows.jsonl"
     _gpu_measure.main(["ceilings", str(out), "--device", "cpu"])
     assert [json.loads(line) for line in out.read_text().splitlines()] == rows
+
+
+def test_models_are_scored_with_kernels_and_without(monkeypatch) -> None:
+    def create_model(name: str) -> torch.nn.Module:
+        model = nets.mlp()
+        model.default_cfg = {"input_size": (4,)}
+        return model
+
+    library = types.SimpleNamespace(create_model=create_model)
+    monkeypatch.setattr(_gpu_measure._libraries, "load", lambda name: library)
+    calls = []
+    reference = references["squared_linear"]
+    monkeypatch.setitem(references, "squared_linear", lambda *a: calls.append(a) or reference(*a))
+    rows = {}
+    for row in _gpu_measure.model_rows(CPU, ("net",)):
+        rows[row["what"]] = (row["ms"], len(calls))
+    assert [*rows] == [
+        "net, forward",
+        "net, px",
+        "net, px in plain torch",
+        "net, px-joint",
+        "net, px-joint in plain torch",
+        "net, official",
+    ]
+    assert rows["net, px"][1] == 0 < rows["net, px in plain torch"][1]
+    assert rows["net, px-joint"][1] == rows["net, px in plain torch"][1]
 
 
 def test_a_step_that_fails_or_is_stopped_is_named() -> None:
