@@ -213,4 +213,4 @@ class PX:
         if removed > 0:
             threshold = flat.kthvalue(removed).values
             for mask, parameter in pairs:
-                mask.copy_(self.scores[id(parameter)] > threshold)
+                mask.copy_((self.scores[id(parameter)] > threshold) & (mask != 0))
