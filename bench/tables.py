@@ -24,7 +24,7 @@ MARKED_PAGES = (
     ROOT / "docs" / "architectures.md",
     ROOT / "docs" / "integrations.md",
 )
-ELSEWHERE = ("architectures",)  # jobs whose tables have a page of their own
+ELSEWHERE = ("architectures", "transformers")  # jobs whose tables have a page of their own
 MARKED = re.compile(
     r"(?P<begin><!-- table: (?P<name>[\w.-]+)(?: \| (?P<columns>[^>]*?))? -->\n)"
     r".*?(?P<end><!-- end of table -->)",

@@ -62,7 +62,7 @@ CASES = [(name, attention) for name in NETWORKS for attention in ("sdpa", "eager
          if (name, attention) not in [(n, "sdpa") for n in WITHOUT_SDPA]]  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore:the output never uses these weights")
+@pytest.mark.filterwarnings("ignore:the output never uses", "ignore:no path sum opens")
 @pytest.mark.parametrize(("name", "attention"), CASES)
 def test_scores_equal_the_reference(name, attention):
     model = build(name, attention)

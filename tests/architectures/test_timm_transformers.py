@@ -25,7 +25,8 @@ NETWORKS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "vit": ("vit_tiny_patch16_224", 32, ROWS),
     "vit, pooled": ("vit_tiny_patch16_224", 32, ROWS | {"global_pool": "avg"}),
     "vit, qk-norm": ("vit_tiny_patch16_224", 32, ROWS | {"qk_norm": True}),
-    "vit, no bias, RMS": ("vit_so150m_patch16_reg4_gap_256", 32, ROWS | {"mlp_ratio": 2}),
+    "aimv2": ("aimv2_large_patch14_224", 28, ROWS),
+    "dinov3": ("vit_small_patch16_dinov3", 32, ROWS),
     "vit, parallel": ("vit_base_patch16_xp_224", 32, ROWS),
     "vit, relative positions": ("vit_relpos_small_patch16_224", 32, ROWS),
     "vit, rotary": ("vit_small_patch16_rope_mixed_224", 32, ROWS),
@@ -36,8 +37,8 @@ NETWORKS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "swin": ("swin_tiny_patch4_window7_224", 32, WINDOWS),
     "swin 2": ("swinv2_tiny_window8_256", 32, WINDOWS),
     "swin 2, cr": ("swinv2_cr_tiny_224", 32, WINDOWS | {"window_size": (4, 4)}),
-    "eva 02": ("eva02_tiny_patch14_224", 28, ROWS),
-    "eva 02, fused norms": ("eva02_base_patch14_224", 28, ROWS),
+    "eva 02, fused": ("eva02_tiny_patch14_224", 28, ROWS),
+    "eva 02, split": ("eva02_base_patch14_224", 28, ROWS),
     "dinov2, registers": ("vit_small_patch14_reg4_dinov2", 28, ROWS),
     "dinov2, SwiGLU": ("vit_giant_patch14_reg4_dinov2", 28, ROWS),
     "siglip": ("vit_base_patch16_siglip_224", 32, ROWS),
@@ -48,7 +49,7 @@ NETWORKS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "cait, talking heads": ("cait_xxs24_224", 32, ROWS),
     "xcit, over channels": ("xcit_nano_12_p16_224", 32, ROWS),
 }
-SIZED = ("vit", "deit", "beit", "swin", "eva", "cait", "xcit", "maxvit", "coatnet")
+SIZED = ("vit", "aimv2", "deit", "beit", "swin", "eva", "cait", "xcit", "maxvit", "coatnet")
 
 
 def build(name: str) -> tuple[nn.Module, torch.Tensor]:
@@ -61,7 +62,7 @@ def build(name: str) -> tuple[nn.Module, torch.Tensor]:
     return architectures.build(model, **options), images
 
 
-@pytest.mark.filterwarnings("ignore:the output never uses these weights")
+@pytest.mark.filterwarnings("ignore:the output never uses", "ignore:no path sum opens")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_scores_equal_the_reference(name):
     library("timm")

@@ -49,7 +49,7 @@ NETWORKS: dict[str, Callable[[Any], nn.Module]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:the output never uses these weights")
+@pytest.mark.filterwarnings("ignore:the output never uses", "ignore:no path sum opens")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_scores_equal_the_reference(name):
     models = library("torchvision").models
