@@ -4,10 +4,10 @@ Dimensions: N samples, C channels, O outputs, a kernel [h, w]. Path sums are flo
 weight is, and float32 otherwise (float32, bfloat16 and float16 weights). Arguments may have any
 strides; one that is not contiguous is copied first. csrc/squared_conv2d.h is the kernels' contract.
 
-There are kernels for CUDA. On a CPU torch's convolutions run: θ² and the gradient by it, which
-kernels of our own could spare, cost 6% of a ResNet-50 there (docs/kernels.md). Where a map is
-small, the backward goes through the columns of the input and `squared_linear_backward` instead,
-which makes neither.
+There are kernels for CUDA. On a CPU torch's convolutions run: θ² and the gradient by it, all that
+kernels of our own could spare, are a few percent of most layers there (docs/kernels.md). Where a
+map is small and the weight large, the backward goes through the columns of the input and
+`squared_linear_backward` instead, which makes neither.
 """
 
 from __future__ import annotations
