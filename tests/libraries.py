@@ -16,6 +16,7 @@ def library(name: str) -> Any:
         return load(name)
     except Exception as error:  # wheels built for another torch fail in many ways
         reason = f"{name} cannot be imported: {type(error).__name__}: {error}"
-        if name in os.environ.get("PXFAST_REQUIRE", "").split(","):
-            pytest.fail(f"PXFAST_REQUIRE={name}: {reason}")
+        package = name.partition(".")[0]
+        if package in os.environ.get("PXFAST_REQUIRE", "").split(","):
+            pytest.fail(f"PXFAST_REQUIRE={package}: {reason}")
         pytest.skip(reason, allow_module_level=True)
