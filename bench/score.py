@@ -13,8 +13,10 @@ forward, in a process of its own.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from unittest import mock
 
 import torch
@@ -48,11 +50,12 @@ def measure(arguments: argparse.Namespace) -> Result:
     for density in arguments.densities:
         masks = masks_of(model, images, density)
         criteria = ("px", FORCED, "px-joint") if density == 1 else ("px", "px-joint")
-        times = _times(criteria, arguments.repeats, density=density, **chosen)
-        memory = {
-            candidate: peak_memory(prepare_score, candidate=candidate, density=density, **chosen)
-            for candidate in (*criteria, "official", "forward")
-        }
+        with _file_of(masks) as file:
+            times = _times(criteria, arguments.repeats, masks=file, **chosen)
+            memory = {
+                candidate: peak_memory(prepare_score, candidate=candidate, masks=file, **chosen)
+                for candidate in (*criteria, "official", "forward")
+            }
         for criterion in criteria:
             data_pass = _data_pass(run(criterion, model, images, masks))
             mebibytes = {
@@ -91,13 +94,23 @@ def measure(arguments: argparse.Namespace) -> Result:
     )
 
 
-def masks_of(model: nn.Module, images: Tensor, density: float) -> Mapping[str, Tensor] | None:
+def masks_of(model: nn.Module, images: Tensor, density: float) -> pxfast.Masks | None:
     """Return masks of a density as pruning in a few rounds leaves them; None for all weights."""
     if density == 1:
         return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that residual branches became empty
         return pxfast.prune(model, images, density=density, rounds=MASK_ROUNDS)
+
+
+@contextlib.contextmanager
+def _file_of(masks: pxfast.Masks | None) -> Iterator[str | None]:
+    """A file of the masks, for other processes."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = None if masks is None else f"{folder}/masks.safetensors"
+        if masks is not None:
+            masks.save(file)
+        yield file
 
 
 def run(
@@ -124,12 +137,12 @@ def run(
     return pxfast.score(model, images, criterion=candidate, masks=masks)
 
 
-def prepare_score(candidate: str, density: float, small: bool, **setting: object) -> Work:
-    """Prepare one run of a candidate for `peak_memory`."""
+def prepare_score(candidate: str, masks: str | None, small: bool, **setting: object) -> Work:
+    """Prepare runs of a candidate in another process, under the masks of a file."""
     model, images = _setting.setting(**setting)
-    masks = masks_of(model, images[:10], density)
+    loaded = None if masks is None else pxfast.Masks.load(masks)
     images = images[:2] if small else images
-    return lambda: run(candidate, model, images, masks)
+    return lambda: run(candidate, model, images, loaded)
 
 
 def _times(
