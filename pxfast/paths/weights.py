@@ -103,6 +103,17 @@ class Weight:
             yield here
             own += here.to(own.device)
 
+    def count_use(self, count: int) -> None:
+        """Count a use of a matrix, or one less where value paths leave every position of it."""
+        if self.source is not None:
+            outside = self.weights.outside
+            outside[self.source.name] = outside.get(self.source.name, 0) + count
+
+    def rows(self, rows: slice) -> Weight:
+        """Some rows of a matrix, for a computation that leaves the others alone."""
+        mask = None if self.mask is None else self.mask[rows]
+        return replace(self, theta=self.theta[rows], mask=mask, memory=None)
+
     def masked(self) -> Tensor:
         """θ·M, what the true network uses. A masked weight is 0 whatever θ holds there."""
         mask = self.mask
@@ -187,6 +198,8 @@ class Weights:
         used: the first use of each name in this call, with the mask in force.
         reached: names that the backward from the output has visited.
         rows: by name, the weights in rows that value paths leave; found by the structure pass.
+        outside: by name of a matrix, at how many of its uses value paths leave only some positions,
+            or none; found there, too.
         side: score buffers of the side branch whose backward runs now, or None.
         memory: by name what was made of θ and M, while a batch runs in parts; else None.
         dead: modules whose gates no path sum opens, so that the weights behind them score 0.
@@ -202,6 +215,7 @@ class Weights:
     used: dict[str, Source] = field(default_factory=dict)
     reached: set[str] = field(default_factory=set)
     rows: dict[str, Tensor] | None = None
+    outside: dict[str, int] = field(default_factory=dict)
     side: dict[str, Tensor] | None = None
     memory: dict[str, dict[str, Tensor]] | None = None
     dead: list[str] = field(default_factory=list)

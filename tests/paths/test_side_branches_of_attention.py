@@ -13,6 +13,7 @@ from tolerances import REORDERED, SMALL_NET, close
 from torch import Tensor, nn
 
 import pxfast
+from pxfast.paths.rules import squared
 
 CRITERIA = ("px", "px-joint")
 EXACT = SMALL_NET[torch.float64]
@@ -212,3 +213,38 @@ def test_an_empty_branch_scores_zero(criterion):
     assert scores.provenance["dead_gates"] == ["blocks.0 (Block)"]
     assert scores["blocks.0.q.weight"].sum() == scores["blocks.0.k.weight"].sum() == 0
     assert scores["blocks.0.v.weight"].sum() > 0
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_the_backward_of_a_branch_ends_where_value_paths_begin(criterion, monkeypatch):
+    """Cutting it there saves work and changes nothing."""
+    model, masks = attending(F.scaled_dot_product_attention), {}
+    calls = []
+    whole = pxfast.score(model, inputs(), criterion=criterion, masks=masks)
+    ends = squared.ends_here
+    monkeypatch.setattr(squared, "ends_here", lambda weight: calls.append(ends(weight)) or False)
+    uncut = pxfast.score(model, inputs(), criterion=criterion, masks=masks)
+    assert any(calls)
+    for name, score in whole.items():
+        close(score, uncut[name], EXACT, name)
+
+
+class Twice(nn.Module):
+    """A packed projection whose input, at its second use, only shapes a gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.packed = nn.Linear(2, 2), nn.Linear(2, 4)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        key, value = self.packed(v).chunk(2, -1)
+        other, _ = self.packed(self.before(q)).chunk(2, -1)
+        return F.scaled_dot_product_attention(other, k + key, value)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_a_projection_used_within_a_branch_as_well(criterion):
+    model = attending(Twice())
+    scores = pxfast.score(model, inputs(), criterion=criterion)
+    assert scores["attend.before.weight"].sum() > 0
+    assert totals(scores, model)["q"] > 0

@@ -27,17 +27,28 @@ class SquaredLinear(torch.autograd.Function):
         ctx.x, ctx.weight = x, weight.resting()
         if weight.weights.purpose == "scores":
             return ops.squared_linear(x, _theta(weight, x), weight.mask)
+        if weight.weights.purpose == "structure":  # a product with ones: every output is the sum,
+            sums = counted(weight, x.sum(-1, keepdim=True))  # in a row of its own
+            weight.count_use(1)
+            return sums.repeat(*[1] * (x.dim() - 1), len(weight.theta))
         return counted(weight, x @ weight.squared(x.dtype).T)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None) -> Any:  # type: ignore[override]
         """dx = dy (W∘W∘M), and the saliency in the same read of W."""
         x, weight, with_dx = ctx.x, ctx.weight, ctx.needs_input_grad[0]
-        dy = cotangent(weight, dy, dim=-1)
+        rows = open_rows(weight)
+        dy = cotangent(weight, dy, dim=-1, masked=rows is None)
         if dy is None:
             return None, None, None
+        if weight.weights.purpose == "structure":
+            return dy.sum(-1, keepdim=True).expand(x.shape) if with_dx else None, None, None
+        with_dx = with_dx and not ends_here(weight)
         weight = weight.loaded()
         with weight.scores(x.device) as saliency:
+            if rows is not None:
+                dy, weight = dy[..., rows], weight.rows(rows)
+                saliency = None if saliency is None else saliency[rows]
             if weight.weights.purpose == "scores" and saliency is not None:
                 theta = _theta(weight, x)
                 dx = ops.squared_linear_backward(dy, x, theta, weight.mask, saliency, with_dx)
@@ -98,11 +109,35 @@ def counted(weight: Weight, paths: Tensor) -> Tensor:
     return paths
 
 
-def cotangent(weight: Weight, dy: Tensor | None, dim: int, geometry: Any = None) -> Tensor | None:
+def open_rows(weight: Weight) -> slice | None:
+    """The rows of a matrix that a cotangent can arrive at, where they lie side by side and are not
+    all: value rows in the main backward, the others in that of a side branch. Packed projections of
+    queries, keys and values have both."""
+    rows = weight.value_rows
+    if rows is None or weight.weights.purpose == "structure":
+        return None
+    wanted = rows[:, 0] if weight.weights.side is None else ~rows[:, 0]
+    count, first = int(wanted.count_nonzero()), int(wanted.to(torch.uint8).argmax())
+    if count in (0, len(wanted)) or not bool(wanted[first : first + count].all()):
+        return None
+    return slice(first, first + count)
+
+
+def ends_here(weight: Weight) -> bool:
+    """Whether the backward of a side branch ends at this layer: all its input lies on value paths,
+    so that no side row is behind it."""
+    if weight.weights.side is None or weight.source is None:
+        return False
+    return weight.weights.outside.get(weight.source.name) == 0
+
+
+def cotangent(
+    weight: Weight, dy: Tensor | None, dim: int, geometry: Any = None, masked: bool = True
+) -> Tensor | None:
     """The cotangent that a weight's backward uses; None where none arrives.
 
     The structure pass notes the rows where one arrives: value paths leave them. The backward of a
-    side branch is restricted to the other rows.
+    side branch is restricted to the other rows (``masked``: by zeros in the cotangent).
     """
     if dy is None:
         return None
@@ -112,11 +147,15 @@ def cotangent(weight: Weight, dy: Tensor | None, dim: int, geometry: Any = None)
         rows = weight.value_rows
         if rows is not None:
             rows |= _by_row(arrives.to(rows.device), rows, geometry)
+        if geometry is None and bool(dy.any(dim).all()):
+            weight.count_use(-1)
     elif weight.weights.side is not None:
         rows = weight.value_rows
         closed = None if rows is None else ~_rows_of(rows, geometry).to(dy.device)
         if closed is None or not bool(closed.any()):
             return None
+        if not masked:
+            return dy
         return dy * closed.reshape(-1, *[1] * (dy.dim() - 1 - dim if dim >= 0 else 0))
     return dy
 
