@@ -110,6 +110,7 @@ class Scorer:
         """The arguments are those of `score`."""
         self.model, self.data, self.criterion, self.options = model, data, criterion, options
         self._structure: Structure | None = None
+        self._rows: tuple[dict[str, Tensor] | None, dict[str, int]] = (None, {})
 
     def __call__(
         self, masks: Mapping[str, Tensor] | None = None, progress: bool | None = None
@@ -124,8 +125,10 @@ class Scorer:
             )  # fmt: skip
         with prepared(self.model, self.data, masks=masks, **self.options) as passes:
             passes.structure = self._structure
+            passes.weights.rows, passes.weights.outside = self._rows  # masks do not change them
             run = _px if self.criterion == "px" else _joint
             found = run(passes, self.data, progress)
+            self._rows = (passes.weights.rows, passes.weights.outside)
         if passes.structure is not None and not passes.structure.cancels:
             self._structure = passes.structure  # fewer weights will not make the data cancel again
         provenance = {"pxfast": __version__, "criterion": self.criterion}

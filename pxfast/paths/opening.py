@@ -33,7 +33,7 @@ class Entries:
 
     def total(self) -> PathSum:
         """Their sum, a scalar in float64."""
-        return self.path.map(lambda m: _repeated(m.double().sum(), m, self.shape))
+        return self.path.map(lambda m: _repeated(m.sum(dtype=torch.float64), m, self.shape))
 
     def entries(self) -> Entries:
         """Themselves."""
@@ -165,9 +165,9 @@ def allowed_entries(masks: Tensor, dim: int) -> Tensor | None:
 
 def _summed(entries: Entries, dim: int) -> Tensor:
     """Mantissas summed over a dimension, kept with size 1, in float64."""
-    mantissa = entries.path.mantissa.double()
+    mantissa = entries.path.mantissa
     repeats = entries.shape[dim] if mantissa.shape[dim] == 1 else 1
-    return mantissa.sum(dim, keepdim=True) * repeats
+    return mantissa.sum(dim, keepdim=True, dtype=torch.float64) * repeats
 
 
 def _repeated(total: Tensor, narrow: Tensor, shape: Shape) -> Tensor:

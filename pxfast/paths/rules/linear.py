@@ -242,6 +242,17 @@ class Convolution:
             and ops.squared_conv2d_pays(dy, x, weight.theta, self.groups)
         )
 
+    def is_even(self) -> bool:
+        """Whether every position sees a whole window, so that alike inputs make alike outputs."""
+        _, padding, _, transposed, _ = self.arguments
+        return not transposed and not any(padding)
+
+    def reach(self, weight: torch.Size) -> tuple[int, ...]:
+        """The extent of one window."""
+        dilation = self.arguments[2]
+        sizes = zip(dilation, weight[2:], strict=True)
+        return tuple(step * (size - 1) + 1 for step, size in sizes)
+
     def over_window(self, x: Tensor, kernel: Ints) -> Tensor:
         """The sum over the window of a kernel, channel by channel of [N, C, *space]."""
         stride, padding, _, transposed, _ = self.arguments
@@ -276,6 +287,8 @@ def convolution_path(
     space = range(2, len(shape))
     if network.squares:
         mantissa = path.widened(shape, [1, *space])
+        if path.mantissa[0, 0].numel() == 1 and geometry.is_even():  # all positions are alike
+            mantissa = path.widened(shape, [1]).expand(-1, -1, *geometry.reach(weight.theta.shape))
         result = SquaredConvolution.apply(mantissa, network.anchor, weight, geometry, None)
         return PathSum(result, path.exponent).normalised()
     mask = weight.ones(network.dtype, network.path_device)
