@@ -146,6 +146,7 @@ class Spelling(NamedTuple):
     scale: float = 1 / math.sqrt(WIDTH)
     heads: tuple[int, int] = (HEADS, HEADS)
     mix: Callable[[Tensor], Tensor] = lambda a: a
+    of_data: Callable[[Tensor], Any] = lambda k: 0.0  # added to the logits, computed from k
 
 
 def minus(allowed: Tensor, far: float) -> Tensor:
@@ -176,7 +177,7 @@ def check_spelling(spelling: Spelling) -> None:
     x = random_batch((TOKENS, 3), 3, 7).double()
 
     def logits(q: Tensor, k: Tensor) -> Tensor:
-        return q @ k.mT * spelling.scale + spelling.bias
+        return q @ k.mT * spelling.scale + spelling.bias + spelling.of_data(k)
 
     for criterion in ("px", "px-joint"):
         for masks in (None, random_masks(model, 0.6, 3)):

@@ -234,19 +234,23 @@ def test_products_that_are_no_attention(name):
 class Talking(nn.Module):
     """Logits and probabilities, both mixed across heads by linear layers."""
 
-    def __init__(self) -> None:
+    def __init__(self, mask: Tensor | None) -> None:
         super().__init__()
         self.before, self.after = nn.Linear(2, 2), nn.Linear(2, 2)
+        self.mask = mask
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         attn = self.before((q @ k.mT * SCALE).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        if self.mask is not None:
+            attn = attn + self.mask
         attn = self.after(attn.softmax(-1).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return attn @ v
 
 
+@pytest.mark.parametrize("allowed", [None, BAND])
 @pytest.mark.parametrize("criterion", ["px", "px-joint"])
-def test_talking_heads(criterion):
-    model = attending(Talking())
+def test_talking_heads(criterion, allowed):
+    model = attending(Talking(None if allowed is None else minus(allowed, math.inf)))
     before, after = model.attend.before, model.attend.after
     x = random_batch((TOKENS, 3), 3, 7).double()
     with data_pass_forced(), pytest.warns(UserWarning, match=r"never uses.*attend\.after\.weight"):
@@ -259,9 +263,8 @@ def test_talking_heads(criterion):
     def mixed(a: Tensor) -> Tensor:
         return after(a.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
-    expected = written_out(
-        model, logits, None, x, criterion, mix=mixed, by_head=squares.sum(0).view(1, 2, 1, 1)
-    )
+    by_head = squares.sum(0).view(1, 2, 1, 1)
+    expected = written_out(model, logits, allowed, x, criterion, mix=mixed, by_head=by_head)
     for name, theirs in expected.items():
         close(scores[name], theirs, SMALL_NET[torch.float64], name)
     sums = totals(scores, model)

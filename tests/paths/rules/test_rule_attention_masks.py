@@ -67,7 +67,23 @@ FILLED = {
     "masked_fill": lambda own, q, k, v: sdpa(q, k, v, own.bias.masked_fill(~BAND, -math.inf)),
     "where": lambda own, q, k, v: eager(q, k, v, torch.where(BAND, own.bias, -1e9)),
 }
+
+
+def by_data(k: Tensor) -> Tensor:
+    """A mask that is computed from the data: a gate, which is open in g."""
+    closed = (k[..., 0] < 0).unsqueeze(-2)
+    return torch.zeros_like(closed, dtype=k.dtype).masked_fill(closed, -60.0)
+
+
+OF_DATA = {
+    "sdpa": lambda q, k, v: sdpa(q, k, v, by_data(k)),
+    "added": lambda q, k, v: eager(q, k, v, by_data(k)),
+    "filled": lambda q, k, v: (
+        (q @ k.mT / math.sqrt(WIDTH) - 60 * (k[..., 0] < 0).unsqueeze(-2)).softmax(-1) @ v
+    ),
+}
 SPELLINGS = {
+    **{f"of data, {name}": Spelling(f, of_data=by_data) for name, f in OF_DATA.items()},
     **{name: Spelling(Biased(function), LOW) for name, function in LEARNED.items()},
     **{name: Spelling(Biased(function), LOW + MASK, BAND) for name, function in MIXED.items()},
     **{name: Spelling(Biased(function), LOW, BAND) for name, function in FILLED.items()},
