@@ -62,7 +62,7 @@ lint-python: $(LINTERS)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-lint-types: $(INSTALLED) $(LINTERS)
+lint-types: $(INSTALLED) $(LIBRARIES_INSTALLED) $(LINTERS)  # which resolve what the adapters import
 	$(BIN)/pyright --pythonpath $(BIN)/python pxfast
 
 lint-cpp: $(LINTERS)
