@@ -140,10 +140,72 @@ class Gated(PathSum):
         return self.sums
 
 
+class Runs(PathSum):
+    """A path sum of which neighbours along one dimension are equal: in g a class token, then all
+    patch tokens. What is done to every entry alike is done once for each run; whoever reads the
+    mantissa has it written out.
+
+    Args:
+        once: the path sum with one entry along ``dim`` for each run.
+        dim: the dimension, counted from the first.
+        lengths: of the runs.
+    """
+
+    __slots__ = ("_mantissa", "dim", "lengths", "once")
+
+    def __init__(self, once: PathSum, dim: int, lengths: Sequence[int]):
+        self.once, self.dim, self.lengths = once, dim, tuple(lengths)
+        self.exponent = once.exponent
+        self._mantissa: Tensor | None = None
+
+    @property
+    def mantissa(self) -> Tensor:  # type: ignore[override]
+        """Every entry."""
+        if self._mantissa is None:
+            runs = zip(self.once.mantissa.split(1, self.dim), self.lengths, strict=True)
+            before, after = self.shape[: self.dim], self.shape[self.dim + 1 :]
+            written = [entry.expand(*before, length, *after) for entry, length in runs]
+            self._mantissa = torch.cat(written, self.dim)
+        return self._mantissa
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the mantissa."""
+        sizes = list(self.once.shape)
+        sizes[self.dim] = sum(self.lengths)
+        return torch.Size(sizes)
+
+    def through(self, function: Callable[[PathSum], PathSum]) -> PathSum:
+        """Apply what treats every entry along ``dim`` alike, and by itself."""
+        return Runs(function(self.once), self.dim, self.lengths)
+
+    def times(self, factor: Tensor | float) -> PathSum:
+        """As of any path sum."""
+        along = self.dim - len(self.shape)
+        if isinstance(factor, Tensor) and factor.dim() >= -along and factor.shape[along] != 1:
+            return super().times(factor)
+        return self.through(lambda once: once.times(factor))
+
+    def normalised(self) -> PathSum:
+        """As of any path sum."""
+        return self.through(lambda once: once.normalised())
+
+
 def total(terms: Sequence[PathSum]) -> PathSum:
-    """Sum of path sums, exponents aligned to the largest; narrow where all terms are."""
+    """Sum of path sums, exponents aligned to the largest; narrow where all terms are, and in runs
+    where they have the same."""
+    for like in terms:
+        if isinstance(like, Runs) and all(_goes_with(term, like) for term in terms):
+            once = [term.once if isinstance(term, Runs) else term for term in terms]
+            return Runs(total(once), like.dim, like.lengths)
     exponent, mantissas = aligned(terms)
     return PathSum(reduce(torch.add, mantissas), exponent)
+
+
+def _goes_with(term: PathSum, like: Runs) -> bool:
+    if isinstance(term, Runs):
+        return (term.dim, term.lengths) == (like.dim, like.lengths)
+    return len(term.shape) == len(like.shape) and term.shape[like.dim] == 1
 
 
 def aligned(terms: Sequence[PathSum]) -> tuple[Exponent, list[Tensor]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,8 +13,8 @@ from torch import Tensor, nn
 
 import pxfast
 from pxfast import ops
-from pxfast.paths.pathsum import PathSum
-from pxfast.paths.rules import linear
+from pxfast.paths.pathsum import PathSum, Runs, total
+from pxfast.paths.rules import linear, shape
 
 
 class Patches(nn.Module):
@@ -49,8 +51,9 @@ def patches(class_token: bool) -> nn.Module:
     return seeded(lambda: Patches(class_token), 2).double()
 
 
-def test_patches_are_one_token_in_g(monkeypatch):
-    """Without a class token, no layer of g sees more than one."""
+@pytest.mark.parametrize("class_token", [False, True])
+def test_patches_are_one_token_in_g(class_token, monkeypatch):
+    """No layer of g sees more than one, and one more for the class token."""
     shapes = []
     squared = ops.squared_linear
 
@@ -59,9 +62,9 @@ def test_patches_are_one_token_in_g(monkeypatch):
         return squared(x, *rest)
 
     monkeypatch.setattr(ops, "squared_linear", spy)
-    pxfast.score(patches(False), random_batch((2, 6, 6)).double())
+    pxfast.score(patches(class_token), random_batch((2, 6, 6)).double())
     assert len(shapes) == 9
-    assert all(shape[:-1].count(1) == len(shape) - 1 for shape in shapes)
+    assert max(math.prod(shape[:-1]) for shape in shapes) == 1 + class_token
 
 
 @pytest.mark.parametrize("class_token", [False, True])
@@ -86,7 +89,54 @@ def test_scores_do_not_change(class_token, criterion, monkeypatch):
     model, x = patches(class_token), random_batch((2, 6, 6)).double()
     scores = pxfast.score(model, x, criterion=criterion)
     monkeypatch.setattr(linear.Convolution, "is_even", lambda self: False)
+    monkeypatch.setattr(shape, "_in_runs", lambda *pieces: None)
     wide = pxfast.score(model, x, criterion=criterion)
     for name, score in scores.items():
         close(score, wide[name], SMALL_NET[torch.float64], name)
     close(scores["embed.weight"].sum(), torch.ones(()), SMALL_NET[torch.float64], "embed")
+
+
+# ---- runs
+
+
+def runs() -> tuple[Runs, PathSum]:
+    """A class token and 6 patches, in runs and written out."""
+    once = torch.rand(1, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    whole = torch.cat([once[:, :1], once[:, 1:].expand(-1, 6, -1)], 1)
+    return Runs(PathSum(once, 5), 1, (1, 6)), PathSum(whole, 5)
+
+
+def same(first: PathSum, second: PathSum) -> bool:
+    assert first.shape == second.shape == first.mantissa.shape
+    return torch.equal(first.mantissa * 2.0**first.exponent, second.mantissa * 2.0**second.exponent)
+
+
+def test_runs_are_what_they_stand_for():
+    short, whole = runs()
+    assert same(short, whole)
+    for factor in (3.0, torch.rand(3), torch.rand(1, 3), torch.rand(7, 1), torch.rand(1, 7, 3)):
+        assert same(short.times(factor), whole.times(factor))
+    assert isinstance(short.times(torch.rand(3)), Runs)
+    assert not isinstance(short.times(torch.rand(7, 1)), Runs)
+    assert same(short.times(2.0**40).normalised(), whole.times(2.0**40).normalised())
+    assert same(short.map(lambda m: m.sum(1)), whole.map(lambda m: m.sum(1)))
+
+
+def test_sums_of_runs():
+    short, whole = runs()
+    narrow, wide = PathSum(torch.rand(1, 1, 3).double(), 2), PathSum(torch.rand(1, 7, 3).double())
+    others = Runs(PathSum(torch.rand(1, 2, 3).double()), 1, (6, 1))
+    for term, stays in ((short, True), (narrow, True), (wide, False), (others, False)):
+        for terms in ([short, term], [term, short]):
+            expected = [whole if each is short else each for each in terms]
+            assert same(total(terms), total(expected))
+            assert isinstance(total(terms), Runs) == stays
+
+
+def test_the_backward_of_runs_sums_over_each():
+    short, _ = runs()
+    leaf = short.once.mantissa.requires_grad_()
+    weight = torch.rand(1, 7, 3, dtype=torch.float64)
+    (short.mantissa * weight).sum().backward()
+    expected = torch.cat([weight[:, :1], weight[:, 1:].sum(1, keepdim=True)], 1)
+    torch.testing.assert_close(leaf.grad, expected)

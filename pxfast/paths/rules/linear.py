@@ -19,7 +19,7 @@ from torch import Tensor
 from pxfast import ops
 from pxfast.errors import NoRuleError
 from pxfast.paths.network import Network
-from pxfast.paths.pathsum import PathSum
+from pxfast.paths.pathsum import PathSum, Runs
 from pxfast.paths.registry import rule
 from pxfast.paths.rules.heads import is_attention, mixed_heads
 from pxfast.paths.rules.squared import SquaredConvolution, SquaredLinear
@@ -59,21 +59,25 @@ def applied(network: Network, x: Any, weight: Any) -> Weight:
 
 def linear_path(network: Network, x: Any, weight: Weight) -> PathSum | None:
     """The path sum behind x Wᵀ, for W of shape [O, K] and x [..., K]."""
-    if x.path is None:
-        return None
+    return None if x.path is None else _through(network, x.path, weight)
+
+
+def _through(network: Network, path: PathSum, weight: Weight) -> PathSum:
+    inputs = weight.theta.shape[-1]
+    if isinstance(path, Runs) and path.dim < len(path.shape) - 1:
+        return path.through(lambda once: _through(network, once, weight))
     if network.squares:
-        mantissa = x.path.widened(x.value.shape, [-1])
-        return PathSum(
-            SquaredLinear.apply(mantissa, network.anchor, weight), x.path.exponent
-        ).normalised()
+        mantissa = path.mantissa.expand(*path.shape[:-1], inputs)
+        paths = SquaredLinear.apply(mantissa, network.anchor, weight)
+        return PathSum(paths, path.exponent).normalised()
     mask = weight.mask
     if mask is None:
-        return summed(x.path, -1, weight.theta.shape[-1]).normalised()
-    if x.path.mantissa.is_meta:
-        return x.path.map(lambda m: F.linear(m, m.new_empty(mask.shape)))
-    if x.path.mantissa.shape[-1] == 1:  # every input has the same sum: how many are kept counts
-        return x.path.map(lambda m: m * mask.sum(-1)).normalised()
-    return x.path.map(lambda m: row_by_row(m, weight, weight.mask_rows)).normalised()
+        return summed(path, -1, inputs).normalised()
+    if path.mantissa.is_meta:
+        return path.map(lambda m: F.linear(m, m.new_empty(mask.shape)))
+    if path.shape[-1] == 1:  # every input has the same sum: how many are kept counts
+        return path.map(lambda m: m * mask.sum(-1)).normalised()
+    return path.map(lambda m: row_by_row(m, weight, weight.mask_rows)).normalised()
 
 
 MASKED_BYTES = 4 * 2**20  # of a matrix θ·M or M that is made at a time: it stays in the cache

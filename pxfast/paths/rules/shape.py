@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from pxfast.errors import NoRuleError
 from pxfast.paths.network import NeedsValuesError, Network
-from pxfast.paths.pathsum import PathSum, aligned, narrow, total
+from pxfast.paths.pathsum import PathSum, Runs, aligned, narrow, total
 from pxfast.paths.registry import rule, spellings
 from pxfast.paths.rules.activation import out_of_place
 from pxfast.paths.rules.arithmetic import is_logits, masked_logits, path_of
@@ -215,8 +215,13 @@ def _joined(network: Network, tensors: Any, dim: int, dims: int, join: Any) -> P
         return None
     given = [path for path in paths if path is not None]
     empty = given[0].map(lambda m: m.new_zeros([1] * m.dim()))
-    exponent, mantissas = aligned([path if path is not None else empty for path in paths])
     dim %= dims
+    if join is torch.cat:
+        lengths = [tensor.shape[dim] for tensor in tensors]
+        runs = _in_runs([path if path is not None else empty for path in paths], lengths, dim)
+        if runs is not None:
+            return runs
+    exponent, mantissas = aligned([path if path is not None else empty for path in paths])
     pieces = []
     for tensor, mantissa in zip(tensors, mantissas, strict=True):
         shape = list(tensor.shape if not hasattr(tensor, "value") else tensor.value.shape)
@@ -228,6 +233,27 @@ def _joined(network: Network, tensors: Any, dim: int, dims: int, join: Any) -> P
         ]
         pieces.append(mantissa.expand(along))
     return PathSum(join(pieces, dim), exponent)
+
+
+def _in_runs(paths: list[PathSum], lengths: list[int], dim: int) -> PathSum | None:
+    """The path sum of tensors that are each constant along the dimension in which they are
+    concatenated, or in runs of it; None of others, and where runs would be short."""
+    pieces, runs = [], []
+    for path, length in zip(paths, lengths, strict=True):
+        if isinstance(path, Runs) and path.dim == dim:
+            pieces.append(path.once)
+            runs += path.lengths
+        elif path.shape[dim] == 1:
+            pieces.append(path)
+            runs.append(length)
+        else:
+            return None
+    if sum(runs) < 4 * len(runs):
+        return None
+    exponent, mantissas = aligned(pieces)
+    shape = [max(sizes) for sizes in zip(*(m.shape for m in mantissas), strict=True)]
+    wide = [m.expand([*shape[:dim], -1, *shape[dim + 1 :]]) for m in mantissas]
+    return Runs(PathSum(torch.cat(wide, dim), exponent), dim, runs)
 
 
 @rule(F.pad, torch.constant_pad_nd)
