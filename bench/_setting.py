@@ -1,8 +1,8 @@
 """What the jobs about scoring and pruning measure on: a model, and images.
 
-ResNet-20 and VGG-16 of pxfast.models with the paper's pruning set, handwritten digits; or
-torchvision's networks with random images of ImageNet's kind, whose scores mean nothing but take the
-same time.
+ResNet-20 and VGG-16 of pxfast.models with the paper's pruning set, handwritten digits; or networks
+of torchvision and timm with random images of ImageNet's kind, whose scores mean nothing but take
+the same time.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import pxfast
 from bench._libraries import load
 
 DIGITS = {"resnet20": pxfast.models.resnet20, "vgg16": pxfast.models.vgg16}
-IMAGENET = ("resnet50", "mobilenet_v2", "vgg16")
+TORCHVISION = {"resnet50": 16, "mobilenet_v2": 16, "vgg16": 16}  # and how many images
+TIMM = {"vit_base_patch16_224": 8, "vit_large_patch16_224": 8}
+IMAGENET = TORCHVISION | TIMM
 DIGITS_SIZE = 32
-RANDOM_IMAGES = 16
 
 
 def add_arguments(parser: argparse.ArgumentParser, random_size: int = 224) -> None:
@@ -32,8 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser, random_size: int = 224) -> No
     parser.add_argument(
         "--images",
         type=int,
-        help="take this number of random images and torchvision's network of that name (by default "
-        f"digits where pxfast.models has the network, otherwise {RANDOM_IMAGES} random images)",
+        help="take this number of random images and torchvision's or timm's network of that name "
+        "(by default digits where pxfast.models has the network, otherwise 16 random images, or 8 "
+        "for a vision transformer)",
     )
     parser.add_argument(
         "--size",
@@ -47,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser, random_size: int = 224) -> No
 
 def of(arguments: argparse.Namespace) -> dict[str, object]:
     """Return what `setting` is to be called with."""
-    images = arguments.images or (None if arguments.model in DIGITS else RANDOM_IMAGES)
+    images = arguments.images or (None if arguments.model in DIGITS else IMAGENET[arguments.model])
     size = arguments.size or (DIGITS_SIZE if images is None else arguments.random_size)
     return {
         "model": arguments.model,
@@ -72,7 +74,10 @@ def setting(
     if images is not None:
         if model not in IMAGENET:
             raise SystemExit(f"--images: expected a model of {', '.join(IMAGENET)}, got {model}")
-        network = getattr(load("torchvision").models, model)(weights=None)
+        if model in TIMM:
+            network = load("timm").create_model(model, img_size=size)
+        else:
+            network = getattr(load("torchvision").models, model)(weights=None)
         return network.eval(), torch.rand(images, 3, size, size)
     subset = pxfast.balanced_subset(pxfast.data.digits(size=size), per_class=per_class)
     digits = torch.stack([image for image, _ in subset])

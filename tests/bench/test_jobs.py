@@ -187,14 +187,15 @@ def test_the_forced_data_pass_reads_the_data_and_changes_no_score(monkeypatch) -
 
 
 @pytest.mark.parametrize("name", _setting.IMAGENET)
-def test_networks_of_torchvision_get_random_images(name: str) -> None:
-    library("torchvision")
+def test_networks_of_libraries_get_random_images(name: str) -> None:
+    owner = "timm" if name in _setting.TIMM else "torchvision"
+    library(owner)
     parser = argparse.ArgumentParser()
     _setting.add_arguments(parser, random_size=48)
     model, images = _setting.setting(
         **_setting.of(parser.parse_args(["--model", name, "--images", "2"]))
     )
-    assert type(model).__module__.startswith("torchvision.models")
+    assert type(model).__module__.startswith(f"{owner}.models")
     assert not model.training and images.shape == (2, 3, 48, 48)
     assert _setting.settings(images) == {"data": "random", "images": 2, "image": [3, 48, 48]}
     assert _setting.subject(name, images) == f"{name}-48"
@@ -210,6 +211,7 @@ def test_the_model_chooses_the_images_unless_they_are_given() -> None:
 
     assert of() == of("--model", "vgg16") == (None, 32)
     assert of("--model", "resnet50") == (16, 224)
+    assert of("--model", "vit_base_patch16_224") == (8, 224)
     assert of("--model", "vgg16", "--images", "4", "--size", "64") == (4, 64)
     with pytest.raises(SystemExit, match="got resnet20"):
         _setting.setting("resnet20", 32, 10, images=4)
