@@ -129,11 +129,16 @@ class PX:
             scope: ``"global"``: all parameters compete; ``"local"``: each keeps that fraction.
 
         Raises:
-            ValueError: If the scope is neither.
+            ValueError: If the scope is neither, or the sparsity not in (0, 1].
             PxfastError: If there are no scores yet.
         """
         if scope not in ("global", "local"):
             raise ValueError(f"scope must be 'global' or 'local', got {scope!r}")
+        if not 0 < sparsity <= 1:
+            raise ValueError(
+                f"sparsity must be in (0, 1], got {sparsity}: the fraction of weights to keep, not "
+                f"percent"
+            )
         if not self.scores:
             raise PxfastError("there are no scores yet: call score(model, …) before mask(…)")
         pairs = self.masked_parameters

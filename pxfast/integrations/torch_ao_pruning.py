@@ -121,6 +121,11 @@ class PXSparsifier(BaseSparsifier):
             for group in self.groups
             if group["tensor_fqn"] in scores
         }
+        if not 0 <= level < 1:
+            raise ValueError(
+                f"sparsity_level must be in [0, 1), got {level}: the fraction of weights to "
+                f"remove, not percent"
+            )
         chosen = Scores(scores)
         left = sum(int(mask.count_nonzero()) for mask in alive.values()) / chosen.total
         if left == 0 or 1 - level >= left:

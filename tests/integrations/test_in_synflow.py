@@ -282,3 +282,14 @@ def test_masks_before_scores_and_unknown_scopes_are_refused():
         pruner.mask(0.5, "global")
     with pytest.raises(ValueError, match="scope must be 'global' or 'local', got 'layer'"):
         pruner.mask(0.5, "layer")
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("sparsity", [-0.1, 0.0, 1.01, 50.0, float("nan")])
+def test_a_sparsity_that_is_no_fraction_is_refused_and_changes_no_mask(sparsity, exact):
+    model, pairs = small()
+    pruner = PX(pairs, exact=exact)
+    pruner.score(model, None, [(torch.randn(4, 1, 4, 4), None)], "cpu")
+    with pytest.raises(ValueError, match=r"sparsity must be in \(0, 1\]"):
+        pruner.mask(sparsity, "global")
+    assert pruner.stats()[0] == pruner.stats()[1]

@@ -164,3 +164,13 @@ def test_what_cannot_be_scored_is_refused_by_name():
     sparsifier.prepare(net(), [{"tensor_fqn": "fc.weight"}, {"tensor_fqn": "norm.weight"}])
     with pytest.raises(PxfastError, match=r"config: 'norm\.weight' has no scores"):
         sparsifier.step()
+
+
+@pytest.mark.parametrize("level", [-0.5, 1.0, 50.0, float("nan")])
+def test_a_level_that_is_no_fraction_is_refused(level: float) -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    sparsifier = PXSparsifier(torch.randn(16, 4), sparsity_level=level)
+    sparsifier.prepare(model)
+    with pytest.raises(ValueError, match=r"sparsity_level must be in \[0, 1\)"):
+        sparsifier.step()
+    assert masks_of(sparsifier).density == 1
