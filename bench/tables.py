@@ -1,7 +1,7 @@
-"""Write the tables of the documents from bench/results; `--check` only compares.
+"""Write the tables and the chart of the documents from bench/results; `--check` only compares.
 
-docs/results.md is generated whole. In the other pages a table stands between two markers, of which
-the first names a file of bench/results and, if not all are wanted, the columns:
+docs/results.md is generated whole, and so is docs/scores.svg (`bench.chart`). In the other pages a
+table stands between two markers, of which the first names a file of bench/results and, if not all are wanted, the columns:
 
     <!-- table: quality-digits-cpu | method, accuracy % -->
     <!-- end of table -->
@@ -16,6 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from bench import chart
 from bench._result import RESULTS, Result, load, load_all, machine_line, markdown
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -73,7 +74,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing; fail on a difference")
     check = parser.parse_args().check
-    wanted = {ROOT / "docs" / "results.md": results_page(load_all())}
+    results = load_all()
+    wanted = {
+        ROOT / "docs" / "results.md": results_page(results),
+        ROOT / "docs" / "scores.svg": chart.draw(results),
+    }
     wanted |= {path: readme(_text(path)) for path in MARKED_PAGES}
     stale = [path for path, text in wanted.items() if _text(path) != text]
     for path in stale:
