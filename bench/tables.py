@@ -1,7 +1,8 @@
 """Write the tables and the chart of the documents from bench/results; `--check` only compares.
 
 docs/results.md is generated whole, and so is docs/scores.svg (`bench.chart`). In the other pages a
-table stands between two markers, of which the first names a file of bench/results and, if not all are wanted, the columns:
+table stands between two markers, of which the first names a file of bench/results and, if not all
+are wanted, the columns:
 
     <!-- table: quality-digits-cpu | method, accuracy % -->
     <!-- end of table -->
