@@ -16,7 +16,7 @@ from pxfast.paths.names import named_weights
 from pxfast.paths.outputs import Select
 from pxfast.paths.passes import Passes, Structure
 from pxfast.paths.pathsum import PathSum
-from pxfast.paths.select import any_along
+from pxfast.paths.underflow import underflowed
 from pxfast.paths.weights import Weights
 from pxfast.preparation import Choice, layer_weights, prepared
 from pxfast.selection.scores import Scores
@@ -221,13 +221,10 @@ def _assembled(weights: Weights, provenance: dict[str, Any]) -> Scores:
             f"the weights that shape them score 0: {', '.join(dict.fromkeys(weights.dead))}",
             stacklevel=4,
         )
-    underflowed = {}
-    for name in scored:
-        count = _underflowed(weights, name)
-        if count:
-            underflowed[name] = count
+    counts = {name: _underflowed(weights, name) for name in scored}
+    lost = {name: count for name, count in counts.items() if count}
     dead = list(dict.fromkeys(weights.dead))
-    provenance |= {"underflowed": underflowed, "unused": unused, "dead_gates": dead}
+    provenance |= {"underflowed": lost, "unused": unused, "dead_gates": dead}
     return Scores({name: weights.saliency[name] for name in scored}, provenance)
 
 
@@ -236,12 +233,7 @@ def _underflowed(weights: Weights, name: str) -> int:
     scores = weights.saliency[name]
     if scores.numel() and float(scores.amin()) > 0:  # then no square was 0
         return 0
-    theta = weights.theta(name).to(weights.dtype)
-    if theta.numel() and float(theta.square().amin()) > 0:  # masked weights included
-        return 0
-    kept = weights.kept(name).to(weights.dtype)
-    lost = (kept.square() == 0) & (kept != 0)
-    return int(lost.count_nonzero()) if any_along(lost, range(lost.dim())) else 0
+    return underflowed(weights.theta(name), weights.used[name].mask, weights.dtype)
 
 
 def _sample_count(data: Any) -> int | None:

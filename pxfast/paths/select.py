@@ -17,8 +17,13 @@ from pxfast.batches import is_finite
 def selected(theta: Tensor, mask: Tensor) -> Tensor:
     """θ where the bool mask M is set and 0 elsewhere, whatever θ holds there."""
     if theta.device.type == "cpu" and is_finite(theta):
-        return theta * mask
+        return torch.empty_like(theta).copy_(mask.view(torch.uint8)).mul_(theta)
     return torch.where(mask, theta, 0)
+
+
+def ones(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """The bool mask M as numbers."""
+    return mask.view(torch.uint8).to(dtype)
 
 
 def any_along(mask: Tensor, dims: Sequence[int]) -> Tensor:

@@ -21,7 +21,7 @@ from pxfast.errors import MaskError
 from pxfast.offload import Offloaded
 from pxfast.paths.masks import FixedParts
 from pxfast.paths.names import innermost_module, named_weights, running_module
-from pxfast.paths.select import all_set, any_along, selected
+from pxfast.paths.select import all_set, any_along, ones, selected
 from pxfast.paths.sources import Source, derived, tensors_in
 
 _APPLYING = {"linear"} | {
@@ -129,7 +129,7 @@ class Weight:
     def mask_rows(self, begin: int, end: int) -> Tensor:
         """Some rows of M, in the dtype of path sums."""
         assert self.mask is not None
-        return self.mask[begin:end].to(self.weights.dtype)
+        return ones(self.mask[begin:end], self.weights.dtype)
 
     def squared(self, dtype: torch.dtype) -> Tensor:
         """θ²·M in the dtype of path sums; 1 in the structure pass, 0 or 1 in the existence pass."""
@@ -143,7 +143,7 @@ class Weight:
         """What ∂R/∂(θ²·M) is multiplied by: θ²·M for scores, M for the bound of the trace."""
         if self.weights.purpose != "bound":
             return squared
-        return torch.ones_like(squared) if self.mask is None else self.mask.to(squared.dtype)
+        return torch.ones_like(squared) if self.mask is None else ones(self.mask, squared.dtype)
 
     def ones(self, dtype: torch.dtype, device: torch.device) -> Tensor | None:
         """M in the dtype of path sums; None where every weight is kept (a layer is a plain sum)."""
@@ -152,7 +152,7 @@ class Weight:
             return None
         if device.type == "meta":
             return mask.to("meta").to(dtype)
-        return self._once("M", lambda: mask.to(dtype))
+        return self._once("M", lambda: ones(mask, dtype))
 
     def density(self) -> float:
         """The share of the weight that is kept."""
