@@ -174,12 +174,12 @@ class Passes:
             raise PxfastError("data: there are no batches in it; expected at least one")
         log2 = self._checked(summed, exponent)
         self._settle()
-        self.weights.rescale(lambda buffer: buffer / summed)
+        self.weights.rescale(lambda buffer: buffer.div_(summed))
         return log2
 
     def _rescale(self, shift: Exponent) -> None:
         """Bring everything gathered so far to another exponent."""
-        self.weights.rescale(lambda buffer: shifted(buffer, shift))
+        self.weights.rescale(lambda buffer: buffer.copy_(shifted(buffer, shift)))
         for branch in self.branches:
             branch.mass *= 2.0 ** int(shift)
 

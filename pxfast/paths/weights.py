@@ -342,10 +342,10 @@ class Weights:
         self.used.clear()
         self.reached.clear()
 
-    def rescale(self, function: Callable[[Tensor], Tensor]) -> None:
-        """Replace every score buffer's content by a function of it."""
+    def rescale(self, change: Callable[[Tensor], object]) -> None:
+        """Change every score buffer, in place, by a function."""
         for buffer in self.saliency.values():
-            buffer.copy_(function(buffer))
+            change(buffer)
 
     def kept(self, name: str) -> Tensor:
         """θ·M of a weight that was used."""
