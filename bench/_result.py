@@ -18,7 +18,7 @@ class Result:
         subject: what was measured (a model, a data set); part of the file's name.
         settings: everything that was chosen, so that a reader can repeat the run.
         rows: one dictionary per row of the table, all with the same keys; a measured spread is a
-            dictionary with `median`, `low` and `high`.
+            dictionary with `median`, `low` and `high`, a mean one with `mean` and `error`.
         notes: what a reader must know to read the numbers rightly.
         job, command, machine: filled in by `bench/run.py`.
     """
@@ -69,6 +69,8 @@ def markdown(rows: Sequence[Mapping[str, object]]) -> str:
 
 
 def _cell(value: object) -> str:
+    if isinstance(value, Mapping) and "mean" in value:
+        return f"{value['mean']:.1f} ± {value['error']:.1f}"
     if isinstance(value, Mapping):
         return f"{_number(value['median'])} ({_number(value['low'])}–{_number(value['high'])})"
     if isinstance(value, bool) or not isinstance(value, float):

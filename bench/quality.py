@@ -1,159 +1,275 @@
-"""Test accuracy after a short training at 2% density: px, px-joint, random, official, dense.
+"""Test accuracy of pruned networks on handwritten digits: what each pruning method is worth.
 
-Every method prunes the same initialised ResNet-20 with the same 10 digits of every class, then the
-network is trained on the training part of the handwritten digits and tested on the rest; mean over
-seeds, which choose initialisation, pruning set and the order of training. Runs that are finished
-are kept in build/quality.partial.jsonl, so that an interrupted job goes on where it stopped.
+A ResNet-8 with BatchNorm and a tiny vision transformer, each as it is initialised and after a
+training, are pruned with the same 10 digits of every class, trained under the masks, and tested on
+digits that no part of it has seen; a trained network also right after pruning, without training.
+Mean and standard error over seeds, which choose initialisation, pruning set and order of training.
+
+A pruning runs once per network, start, method and seed, and hands out its masks at all densities.
+What is finished is kept in build/quality, so an interrupted job goes on where it stopped; remove
+that folder to measure everything again.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import copy
+import math
 import statistics
 import time
-import warnings
-from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 from tqdm import tqdm
 
 import pxfast
-from bench._machine import ROOT, machine
+from bench import _quality_plot
+from bench._cells import Cells, digest
+from bench._digit_networks import BATCH_SIZE, NETWORKS
+from bench._machine import ROOT
+from bench._methods import METHODS, NEEDS_BATCHNORM, Data, MaskDict, masks_at
 from bench._result import Result
 from pxfast.data import digits
-from pxfast.reference import official
-from pxfast.training import train_and_test
+from pxfast.training import accuracy, train_and_test
 
-FINISHED = ROOT / "build" / "quality.partial.jsonl"
-Run = dict[str, object]
+FOLDER = ROOT / "build" / "quality"
+SOURCES = ("quality.py", "_methods.py", "_digit_networks.py")
+STARTS = ("init", "pretrained")
+UNTRAINED = (0.5, 0.3)  # besides the others, where networks are tested without training
+DENSE = "dense"
+Cell = dict[str, object]
+Key = tuple[object, ...]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the job's options."""
-    parser.add_argument("--density", type=float, default=0.02, help="fraction of weights to keep")
-    parser.add_argument("--rounds", type=int, default=100, help="of every pruning")
-    parser.add_argument("--seeds", type=int, default=3, help="how many, from 0")
-    parser.add_argument("--size", type=int, default=8, help="height and width of the digits")
-    parser.add_argument("--epochs", type=int, default=10, help="of training")
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--starts", nargs="+", choices=STARTS, default=list(STARTS))
     parser.add_argument(
         "--methods", nargs="+", choices=METHODS, default=list(METHODS), help="what is compared"
+    )
+    parser.add_argument(
+        "--densities", nargs="+", type=float, default=[0.2, 0.1, 0.05, 0.02, 0.01],
+        help="fractions of weights to keep, falling",
+    )  # fmt: skip
+    parser.add_argument("--seeds", type=int, default=5, help="how many, from 0")
+    parser.add_argument("--rounds", type=int, default=20, help="to the lowest density")
+    parser.add_argument(
+        "--plot", type=Path, default=ROOT / "docs" / "quality.svg", help="the picture's file"
     )
 
 
 def measure(arguments: argparse.Namespace) -> Result:
-    """Prune and train with every method and seed."""
-    settings = {name: getattr(arguments, name) for name in ("density", "rounds", "size", "epochs")}
-    finished = _finished(settings)
-    runs = []
-    cells = [(seed, method) for seed in range(arguments.seeds) for method in arguments.methods]
-    for seed, method in tqdm(cells, desc="quality"):
-        if (seed, method) not in finished:
-            finished[seed, method] = _run(method, seed, **settings)
-            _keep({"seed": seed, "method": method, **finished[seed, method]}, settings)
-        runs.append({"seed": seed, "method": method, **finished[seed, method]})
-    FINISHED.unlink(missing_ok=True)
-    return Result(
+    """Prune and train with every network, start, seed and method."""
+    settings = {"densities": arguments.densities, "rounds": arguments.rounds}
+    of = digest(SOURCES, settings)
+    cells = Cells(FOLDER / "cells.jsonl", of)
+    methods = [*arguments.methods, DENSE]
+    keys: list[Key] = [
+        (network, start, method, seed)
+        for seed in range(arguments.seeds)
+        for network in arguments.networks
+        for start in arguments.starts
+        for method in methods
+        if method not in NEEDS_BATCHNORM or NETWORKS[network].batchnorm
+    ]
+    for key in (bar := tqdm(keys, desc="quality", unit="pruning")):
+        bar.set_postfix_str(", ".join(map(str, key)))
+        if key not in cells:
+            cells.keep(key, _run(*key, **settings, folder=FOLDER / of))
+    result = Result(
         subject="digits",
         settings={
-            "model": "resnet20",
-            "data": "digits",
+            "image": [1, 8, 8],
             "images per class to prune with": 10,
             "seeds": arguments.seeds,
             **settings,
+            **{name: _about(name) for name in arguments.networks},
         },
-        rows=[_row(method, runs) for method in arguments.methods],
-        notes=[
-            "Accuracy on the test part, after the last epoch of pxfast.training's recipe; ± is "
-            "the standard deviation over seeds. Chance is 10%.",
-            "official is the last version of the paper's code (docs/method.md, section 8). When it "
-            "has emptied a layer all scores are 0, and it then removes every weight.",
+        rows=[
+            row
+            for network in arguments.networks
+            for start in arguments.starts
+            for row in _rows(network, start, methods, arguments.densities, arguments.seeds, cells)
         ],
+        notes=_notes(keys, cells),
     )
+    _quality_plot.draw(result, arguments.plot)
+    return result
 
 
-def prune_with(
-    method: str, model: nn.Module, images: Tensor, density: float, rounds: int, seed: int
-) -> Mapping[str, Tensor]:
-    """Return the masks that a method of `METHODS` gives; none for dense."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that residual branches became empty
-        return METHODS[method](model, images, density, rounds, seed)
+def _about(name: str) -> str:
+    network = NETWORKS[name]
+    size = sum(parameter.numel() for parameter in network.build().parameters())
+    trainings = (
+        f"{epochs} epochs from {lr:g} ({start})"
+        for start, (lr, epochs) in (("init", network.init), ("pretrained", network.pretrained))
+    )
+    how = f"{network.optimiser.__name__}, batches of {BATCH_SIZE}, cosine"
+    return f"{size} parameters, {how}, {', '.join(trainings)}"
 
 
-def _random(
-    model: nn.Module, images: Tensor, density: float, rounds: int, seed: int
-) -> Mapping[str, Tensor]:
-    lot = torch.Generator().manual_seed(seed)
-    layers = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return pxfast.Scores(
-        {names[id(m.weight)]: torch.rand(m.weight.shape, generator=lot) for m in layers}
-    ).masks(density=density)
+# ---- one pruning, and what becomes of its networks
 
 
-METHODS: dict[str, Callable[..., Mapping[str, Tensor]]] = {
-    "px": lambda model, images, density, rounds, seed: pxfast.prune(
-        model, images, density=density, rounds=rounds
-    ),
-    "px-joint": lambda model, images, density, rounds, seed: pxfast.prune(
-        model, images, density=density, rounds=rounds, criterion="px-joint"
-    ),
-    "random": _random,
-    "official": lambda model, images, density, rounds, seed: official.prune(
-        model, images, density=density, rounds=rounds
-    ),
-    "dense": lambda model, images, density, rounds, seed: {},
+def _run(
+    network: str, start: str, method: str, seed: int, *,
+    densities: list[float], rounds: int, folder: Path,
+) -> Cell:  # fmt: skip
+    """Prune once, and return the accuracies at each density."""
+    train_set, test_set = digits(train=True), digits(train=False)
+    model = _started(network, start, seed, train_set, test_set, folder)
+    untrained = [d for d in UNTRAINED if d > densities[0]] if start == "pretrained" else []
+    stops, found = [1.0], [{}]
+    begun = time.perf_counter()
+    if method != DENSE:
+        stops = [*untrained, *densities]
+        found = masks_at(method, model, _pruning_set(train_set, seed), stops, rounds, seed)
+    seconds = time.perf_counter() - begun
+    at = {}
+    for density, masks in zip(stops, found, strict=True):
+        if isinstance(masks, str):
+            at[str(density)] = {"why": masks}
+            continue
+        pruned, kept = _pruned(model, masks)
+        cell: Cell = {"kept": kept}
+        if start == "pretrained":
+            cell["pruned"] = accuracy(pruned, test_set)
+            if NETWORKS[network].batchnorm:
+                cell["renewed"] = accuracy(_renewed(pruned, train_set), test_set)
+        if density not in untrained:
+            if kept:  # without weights there is nothing to train
+                _train(pruned, network, start, seed, train_set, test_set)
+            cell["trained"] = accuracy(pruned, test_set)
+        at[str(density)] = cell
+    return {"prune_seconds": seconds, "at": at}
+
+
+def _train(
+    model: nn.Module, network: str, start: str, seed: int, train_set: Dataset, test_set: Dataset
+) -> None:
+    """Train by the network's recipe for a start."""
+    lr, epochs = getattr(NETWORKS[network], start)
+    train_and_test(
+        model, train_set, test_set, epochs=epochs, lr=lr, batch_size=BATCH_SIZE,
+        optimiser=NETWORKS[network].optimiser, seed=seed, progress=False,
+    )  # fmt: skip
+
+
+def _started(
+    network: str, start: str, seed: int, train_set: Dataset, test_set: Dataset, folder: Path
+) -> nn.Module:
+    """Return a network as it is initialised, or trained: once, and then from its file."""
+    torch.manual_seed(seed)
+    model = NETWORKS[network].build().eval()
+    if start == "pretrained":
+        path = folder / f"{network}-{seed}.pt"
+        if not path.exists():
+            _train(model, network, "init", seed, train_set, test_set)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(model.state_dict(), path.with_suffix(".new"))
+            path.with_suffix(".new").rename(path)
+        model.load_state_dict(torch.load(path, weights_only=True))
+    return model
+
+
+def _pruning_set(train_set: TensorDataset, seed: int) -> Data:
+    """Return ten digits of every class, one batch."""
+    places = list(pxfast.balanced_subset(train_set, per_class=10, seed=seed).indices)
+    images, labels = (tensor[places] for tensor in train_set.tensors)
+    return images, labels
+
+
+def _pruned(model: nn.Module, masks: MaskDict) -> tuple[nn.Module, float]:
+    """Return a copy under the masks, and the fraction of weights that it keeps."""
+    pruned = copy.deepcopy(model)
+    if not masks:
+        return pruned, 1.0
+    chosen = pxfast.Masks(masks)
+    return chosen.apply_(pruned), chosen.density
+
+
+@torch.no_grad()
+def _renewed(model: nn.Module, train_set: Dataset) -> nn.Module:
+    """Return a copy whose BatchNorm has the statistics of the pruned network."""
+    model = copy.deepcopy(model)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+        norm.train()
+    for images, _ in DataLoader(train_set, 128):
+        model(images)
+    return model.eval()
+
+
+# ---- tables
+
+
+ACCURACIES = {
+    "trained": "after training",
+    "pruned": "right after pruning",
+    "renewed": "the same with BatchNorm's statistics renewed",
 }
 
 
-def _run(method: str, seed: int, density: float, rounds: int, size: int, epochs: int) -> Run:
-    """Prune with one method and one seed, train, and return the accuracy and what it took."""
-    torch.manual_seed(seed)
-    model = pxfast.models.resnet20(num_classes=10, in_channels=1).eval()
-    train_set, test_set = digits(train=True, size=size), digits(train=False, size=size)
-    subset = pxfast.balanced_subset(train_set, per_class=10, seed=seed)
-    images = torch.stack([image for image, _ in subset])
-    start = time.perf_counter()
-    masks = prune_with(method, model, images, density, rounds, seed)
-    seconds = time.perf_counter() - start
-    kept = 1.0
-    if masks:
-        kept = pxfast.Masks(masks).density
-        pxfast.Masks(masks).apply_(model)
-    accuracy = train_and_test(model, train_set, test_set, epochs=epochs, lr=0.1, seed=seed)
-    return {"accuracy": accuracy, "density": kept, "prune_seconds": seconds}
+def _rows(
+    network: str, start: str, methods: list[str], densities: list[float], seeds: int, cells: Cells
+) -> list[dict[str, object]]:
+    """Return a row per accuracy and method; a cell is the mean over seeds, with its error."""
+    columns = [*UNTRAINED, *densities]
+    rows = []
+    for accuracy_name, title in ACCURACIES.items():
+        for method in methods:
+            if (network, start, method, 0) not in cells:
+                continue
+            found = [cells[network, start, method, seed]["at"] for seed in range(seeds)]
+            row = {
+                f"{100 * density:g}%": _spread(found, 1.0 if method == DENSE else density,
+                                               accuracy_name)
+                for density in columns
+            }  # fmt: skip
+            if any(row.values()):
+                names = {"network": network, "start": start, "accuracy %": title}
+                rows.append({**names, "method": method, **row})
+    return rows
 
 
-def _row(method: str, runs: list[Run]) -> dict[str, object]:
-    mine = [run for run in runs if run["method"] == method]
-    accuracies = [float(str(run["accuracy"])) for run in mine]
-    return {
-        "method": method,
-        "density": float(str(mine[0]["density"])),
-        "test accuracy %": round(statistics.mean(accuracies), 1),
-        "±": round(statistics.stdev(accuracies), 1) if len(accuracies) > 1 else 0.0,
-        "of each seed": ", ".join(f"{accuracy:.1f}" for accuracy in accuracies),
-    }
+def _spread(found: list[object], density: float, name: str) -> object:
+    """Return mean, standard error and the values of each seed; "" where nothing was measured."""
+    cells = [at.get(str(density), {}) for at in found if isinstance(at, dict)]
+    each = [cell.get(name) for cell in cells]
+    values = [value for value in each if value is not None]
+    if not values:
+        return "fails" if any("why" in cell for cell in cells) else ""
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return {"mean": statistics.mean(values), "error": error, "each": each}
 
 
-def _identity(settings: Mapping[str, object]) -> dict[str, object]:
-    """What has to be the same for a finished run to be used: the settings and the code."""
-    facts = machine()
-    return {"settings": dict(settings), "commit": facts["commit"], "torch": facts["torch"]}
-
-
-def _keep(run: Run, settings: Mapping[str, object]) -> None:
-    FINISHED.parent.mkdir(parents=True, exist_ok=True)
-    with FINISHED.open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"run": run, "of": _identity(settings)}) + "\n")
-
-
-def _finished(settings: Mapping[str, object]) -> dict[tuple[object, object], Run]:
-    """Return the runs of an interrupted job with the same settings and code."""
-    if not FINISHED.exists():
-        return {}
-    lines = [json.loads(line) for line in FINISHED.read_text(encoding="utf-8").splitlines()]
-    runs = [line["run"] for line in lines if line["of"] == _identity(settings)]
-    return {(run.pop("seed"), run.pop("method")): run for run in runs}
+def _notes(keys: list[Key], cells: Cells) -> list[str]:
+    """Return what a reader must know, with the runs that did not keep what they should."""
+    notes = [
+        "Accuracy on 450 digits that nothing was trained or pruned with; mean ± standard error "
+        "over the seeds. Chance is 10%.",
+        "Methods in rounds (px, px-joint, synflow, official) share one exponential schedule to "
+        "the lowest density; the others score once.",
+        "official is the last version of the paper's code (docs/method.md, section 8); when it has "
+        "emptied a layer all scores are 0, and it then removes every weight.",
+    ]
+    odd: dict[str, dict[str, list[str]]] = {}
+    for network, start, method, seed in keys:
+        for density, cell in cells[network, start, method, seed]["at"].items():
+            if "why" in cell:
+                what = f"fails ({cell['why'].partition('.')[0]})"
+            elif abs(cell["kept"] - float(density)) > 0.01 * float(density):
+                what = f"keeps {100 * cell['kept']:.2g}%"
+            else:
+                continue
+            where = odd.setdefault(f"{method}, {network}, {start}", {})
+            where.setdefault(f"at {100 * float(density):g}% {what}", []).append(str(seed))
+    for who, found in odd.items():
+        said = "; ".join(f"{what} (seed {', '.join(seeds)})" for what, seeds in found.items())
+        notes.append(f"{who}: {said}.")
+    return notes

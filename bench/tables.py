@@ -2,9 +2,9 @@
 
 docs/results.md is generated whole, and so is docs/scores.svg (`bench.chart`). In the other pages a
 table stands between two markers, of which the first names a file of bench/results and, if not all
-are wanted, the columns:
+are wanted, the columns and the rows:
 
-    <!-- table: quality-digits-cpu | method, accuracy % -->
+    <!-- table: quality-digits-cpu | method, 20%, 10% | network: vit; start: init -->
     <!-- end of table -->
 """
 
@@ -28,7 +28,8 @@ MARKED_PAGES = (
 )
 ELSEWHERE = ("architectures", "transformers")  # jobs whose tables have a page of their own
 MARKED = re.compile(
-    r"(?P<begin><!-- table: (?P<name>[\w.-]+)(?: \| (?P<columns>[^>]*?))? -->\n)"
+    r"(?P<begin><!-- table: (?P<name>[\w.-]+)"
+    r"(?: \| (?P<columns>[^>|]*?))?(?: \| (?P<rows>[^>|]*?))? -->\n)"
     r".*?(?P<end><!-- end of table -->)",
     re.DOTALL,
 )
@@ -40,11 +41,22 @@ def readme(text: str, folder: Path = RESULTS) -> str:
     def table(match: re.Match[str]) -> str:
         result = load(folder / f"{match['name']}.json")
         columns = [name.strip() for name in (match["columns"] or "").split(",") if name.strip()]
-        rows = [{name: row[name] for name in columns or row} for row in result.rows]
+        found = _rows(result, match["rows"] or "")
+        rows = [{name: row[name] for name in columns or row} for row in found]
         lines = [markdown(rows), "", f"`{result.command}` on {machine_line(result.machine)}.", ""]
         return match["begin"] + "\n".join(lines) + match["end"]
 
     return MARKED.sub(table, text)
+
+
+def _rows(result: Result, conditions: str) -> list[dict[str, object]]:
+    """Return the rows that meet conditions such as `network: vit; start: init`."""
+    pairs = [text.split(":", 1) for text in conditions.split(";") if text.strip()]
+    wanted = {name.strip(): value.strip() for name, value in pairs}
+    found = [r for r in result.rows if all(str(r[name]) == wanted[name] for name in wanted)]
+    if not found:
+        raise SystemExit(f"{result.job}-{result.subject}: no row has {conditions}")
+    return found
 
 
 def results_page(results: list[Result]) -> str:

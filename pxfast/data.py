@@ -6,10 +6,7 @@ folder in the layout that torchvision uses.
 
 from __future__ import annotations
 
-import io
-import pickle
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,23 +15,36 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset
 
 from pxfast._optional import require
+from pxfast.cifar import CIFAR10, CIFAR100
 from pxfast.errors import DataError
+from pxfast.image_folders import ImageFolder, TinyImageNet
+from pxfast.images import check_size
 
-DATA_NAMES = "digits, imagefolder:DIR, cifar10:DIR, random:CxHxW"
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "DATA_NAMES",
+    "ImageFolder",
+    "RandomImages",
+    "TinyImageNet",
+    "balanced_subset",
+    "digits",
+    "load",
+]
+
+DATA_NAMES = "digits, imagefolder:DIR, cifar10:DIR, cifar100:DIR, tiny-imagenet:DIR, random:CxHxW"
 
 _EXTRA = "pxfast[demo]"
 _DIGITS_MEAN, _DIGITS_STD = 0.3053, 0.3760
-_CIFAR10_MEAN, _CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
 def load(spec: str, *, train: bool = True, size: int | None = None) -> Dataset:
     """Opens the data set that a name stands for.
 
     Args:
-        spec: ``"digits"``, ``"imagefolder:DIR"``, ``"cifar10:DIR"`` or ``"random:CxHxW"``
-            (synthetic images of that shape, such as ``"random:3x224x224"``).
+        spec: ``"digits"``, ``"imagefolder:DIR"``, ``"cifar10:DIR"``, ``"cifar100:DIR"``,
+            ``"tiny-imagenet:DIR"`` or ``"random:CxHxW"`` (synthetic images of that shape, such as
+            ``"random:3x224x224"``).
         train: The training half, or else the test half. Random images have no halves, an image
             folder has them if it contains ``train`` and ``val`` (or ``test``).
         size: Height and width in pixels of digits (default 8) and image folders (default 224).
@@ -51,10 +61,11 @@ def load(spec: str, *, train: bool = True, size: int | None = None) -> Dataset:
         return digits(train=train, size=8 if size is None else size)
     if kind == "imagefolder" and argument:
         return ImageFolder(argument, train=train, size=224 if size is None else size)
-    if size is not None and kind in ("cifar10", "random"):
+    folders = {"cifar10": CIFAR10, "cifar100": CIFAR100, "tiny-imagenet": TinyImageNet}
+    if size is not None and kind in (*folders, "random"):
         raise DataError(f"data {spec!r}: size= applies to digits and imagefolder only, got {size}")
-    if kind == "cifar10" and argument:
-        return CIFAR10(argument, train=train)
+    if kind in folders and argument:
+        return folders[kind](argument, train=train)
     if kind == "random" and argument:
         return RandomImages(_parse_shape(spec, argument))
     raise DataError(f"data: expected one of {DATA_NAMES}, got {spec!r}")
@@ -127,7 +138,7 @@ def digits(
         DataError: If ``size`` is not a positive integer.
         MissingPackageError: If scikit-learn is not installed.
     """
-    _check_size(size)
+    check_size(size)
     datasets = require("sklearn.datasets", "the data set digits", _EXTRA)
     selection = require("sklearn.model_selection", "the data set digits", _EXTRA)
     bunch = datasets.load_digits()
@@ -141,100 +152,6 @@ def digits(
     )
     part = torch.tensor(parts[0] if train else parts[1])
     return TensorDataset(images[part], labels[part])
-
-
-class CIFAR10(Dataset):
-    """CIFAR-10 from a local folder that holds ``cifar-10-batches-py``, or is that folder.
-
-    The batches are pickles; they are read by an unpickler that can build numpy arrays and
-    nothing else, so a foreign file cannot run code.
-
-    Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
-    """
-
-    def __init__(self, root: str | Path, *, train: bool = True) -> None:
-        """Reads the five training batches, or else the test batch.
-
-        Args:
-            root: The folder.
-            train: The training part, or else the test part.
-
-        Raises:
-            DataError: If a batch is missing or damaged.
-            MissingPackageError: If numpy is not installed.
-        """
-        require("numpy", "the data set cifar10", _EXTRA)
-        folder = Path(root)
-        if (folder / "cifar-10-batches-py").is_dir():
-            folder = folder / "cifar-10-batches-py"
-        names = [f"data_batch_{number}" for number in range(1, 6)] if train else ["test_batch"]
-        batches = [_read_cifar_batch(folder / name) for name in names]
-        self.images = torch.cat([images for images, _ in batches])  # [N, 3, 32, 32] uint8
-        self.targets = torch.cat([labels for _, labels in batches])  # [N] int64
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.targets)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Image ``[3, 32, 32]``, normalised by CIFAR-10's mean and deviation, and its label."""
-        image = _normalise(self.images[index], _CIFAR10_MEAN, _CIFAR10_STD)
-        return image, int(self.targets[index])
-
-
-class ImageFolder(Dataset):
-    """Images in one folder per class, torchvision's layout; classes in alphabetical order."""
-
-    def __init__(self, root: str | Path, *, train: bool = True, size: int = 224) -> None:
-        """Lists the images; they are read when asked for.
-
-        Args:
-            root: A folder of class folders, or a folder that holds such folders as ``train`` and
-                ``val`` (or ``test``).
-            train: Which of the two halves; without halves only True is possible.
-            size: Height and width in pixels after the usual evaluation transform: the shorter
-                side scaled to ``256/224 * size``, then the centre cut out.
-
-        Raises:
-            DataError: If a folder is missing or holds no images, or ``size`` is not positive.
-            MissingPackageError: If pillow is not installed.
-        """
-        _check_size(size)
-        self._pillow = require("PIL.Image", "the data set imagefolder", _EXTRA)
-        self.size = size
-        folder = _half(Path(root), train)
-        self.classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-        self.paths: list[Path] = []
-        self.targets: list[int] = []
-        for label, name in enumerate(self.classes):
-            found = _images_under(folder / name)
-            if not found:
-                raise DataError(f"imagefolder: the class folder {folder / name} holds no images")
-            self.paths += found
-            self.targets += [label] * len(found)
-        if not self.paths:
-            raise DataError(f"imagefolder: {folder} holds no class folders (DIR/class/image.png)")
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Image ``[3, size, size]``, normalised by ImageNet's mean and deviation, and label."""
-        path = self.paths[index]
-        try:
-            with self._pillow.open(path) as file:
-                image = file.convert("RGB")
-        except OSError as error:
-            raise DataError(f"imagefolder: cannot read the image {path}: {error}") from error
-        scale = round(self.size * 256 / 224) / min(image.size)
-        width, height = (max(self.size, round(side * scale)) for side in image.size)
-        left, top = (width - self.size) // 2, (height - self.size) // 2
-        image = image.resize((width, height), self._pillow.Resampling.BILINEAR)
-        image = image.crop((left, top, left + self.size, top + self.size))
-        pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-        pixels = pixels.view(self.size, self.size, 3).permute(2, 0, 1)
-        return _normalise(pixels, _IMAGENET_MEAN, _IMAGENET_STD), self.targets[index]
 
 
 class RandomImages(Dataset):
@@ -311,68 +228,3 @@ def _parse_shape(spec: str, text: str) -> tuple[int, ...]:
     if len(parts) != 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise DataError(f"data {spec!r}: expected random:CxHxW such as random:3x224x224")
     return tuple(int(part) for part in parts)
-
-
-def _check_size(size: int) -> None:
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise DataError(f"size must be a positive number of pixels, got {size!r}")
-
-
-def _normalise(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Bytes [C, H, W] to float32 with the given mean and deviation of each channel."""
-    shape = (-1, 1, 1)
-    return (image.float() / 255 - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)
-
-
-def _half(root: Path, train: bool) -> Path:
-    """The folder of class folders for the wanted half."""
-    if not root.is_dir():
-        raise DataError(f"imagefolder: no folder {root}")
-    names = ("train",) if train else ("val", "test")
-    for name in names:
-        if (root / name).is_dir():
-            return root / name
-    if train:
-        return root
-    raise DataError(f"imagefolder: {root} has no folder val or test to take the test half from")
-
-
-def _images_under(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES)
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Builds numpy arrays, and refuses every other object."""
-
-    _ALLOWED = frozenset(
-        {
-            ("numpy.core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("_codecs", "encode"),
-        }
-    )
-
-    def find_class(self, module_name: str, global_name: str, /) -> Any:
-        if (module_name, global_name) not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}")
-        return super().find_class(module_name, global_name)
-
-
-def _read_cifar_batch(path: Path) -> tuple[Tensor, Tensor]:
-    """Images [N, 3, 32, 32] uint8 and labels [N] of one CIFAR-10 batch file."""
-    if not path.is_file():
-        raise DataError(f"cifar10: no file {path}; expected the unpacked cifar-10-batches-py")
-    try:
-        batch = _ArrayUnpickler(io.BytesIO(path.read_bytes()), encoding="bytes").load()
-        images = torch.from_numpy(batch[b"data"]).view(-1, 3, 32, 32)
-        labels = _integers(batch[b"labels"])
-    except Exception as error:  # a damaged pickle can raise anything
-        raise DataError(f"cifar10: {path} is not a CIFAR-10 batch: {error}") from error
-    if images.dtype != torch.uint8 or len(images) != len(labels):
-        raise DataError(
-            f"cifar10: {path}: expected one label per image of bytes, got {len(images)} images "
-            f"of {images.dtype} and {len(labels)} labels"
-        )
-    return images, labels

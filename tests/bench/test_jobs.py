@@ -12,12 +12,10 @@ import torch
 from libraries import library
 
 import pxfast
-from bench import _setting, official_noise, prune, quality, run, score, synflow
+from bench import _setting, official_noise, prune, run, score, synflow
 from bench._result import Result, load
 from pxfast.reference import official
 from pxfast.scoring import Scorer
-
-SETTINGS = {"density": 0.02, "rounds": 5, "size": 8, "epochs": 1}
 
 
 def same(first, second) -> bool:
@@ -79,60 +77,6 @@ def test_the_official_algorithm_may_take_part_in_some_rounds_only(monkeypatch, t
     whole = result.rows[-1]
     assert whole["rounds"] == 5 and 0.05 < float(str(whole["official s"])) < 5
     assert "in one of 2 rounds only (1, 3, …)" in result.notes[-1]
-
-
-def test_random_masks_are_exact_and_seeded() -> None:
-    model = pxfast.models.resnet20(in_channels=1)
-    images = torch.randn(2, 1, 8, 8)
-    first, again, other = (
-        quality.prune_with("random", model, images, 0.02, 1, seed) for seed in (0, 0, 1)
-    )
-    assert same(first, again) and not same(first, other)
-    assert pxfast.Masks(first).kept == round(0.02 * pxfast.Masks(first).total)
-    assert list(first) == list(pxfast.score(model, images))
-
-
-@pytest.fixture
-def finished(monkeypatch, tmp_path: Path) -> Path:
-    """Where the quality job keeps finished runs: not in the real build folder."""
-    path = tmp_path / "runs.jsonl"
-    monkeypatch.setattr(quality, "FINISHED", path)
-    return path
-
-
-def test_finished_runs_are_used_again_only_with_the_same_settings(finished: Path) -> None:
-    assert quality._finished(SETTINGS) == {}
-    quality._keep({"seed": 1, "method": "px", "accuracy": 90.0}, SETTINGS)
-    assert finished.exists()
-    assert quality._finished(SETTINGS) == {(1, "px"): {"accuracy": 90.0}}
-    assert quality._finished({**SETTINGS, "epochs": 2}) == {}
-
-
-def test_an_interrupted_job_goes_on_where_it_stopped(monkeypatch, finished: Path) -> None:
-    done: list[tuple[str, int]] = []
-
-    def one(method: str, seed: int, **settings: object) -> quality.Run:
-        if len(done) == 3:
-            raise KeyboardInterrupt
-        done.append((method, seed))
-        return {"accuracy": 10.0 * seed, "density": 0.02, "prune_seconds": 1.0}
-
-    monkeypatch.setattr(quality, "_run", one)
-    arguments = argparse.Namespace(seeds=2, methods=["px", "random"], **SETTINGS)
-    with pytest.raises(KeyboardInterrupt):
-        quality.measure(arguments)
-    assert len(done) == len(finished.read_text().splitlines()) == 3
-    left: list[tuple[str, int]] = []
-
-    def rest(method: str, seed: int, **settings: object) -> quality.Run:
-        left.append((method, seed))
-        return {"accuracy": 20.0, "density": 0.02, "prune_seconds": 1.0}
-
-    monkeypatch.setattr(quality, "_run", rest)
-    rows = quality.measure(arguments).rows
-    assert left == [("random", 1)]
-    assert [row["test accuracy %"] for row in rows] == [5.0, 10.0]
-    assert not finished.exists()
 
 
 def test_run_py_knows_every_job_and_writes_its_file(monkeypatch, tmp_path: Path) -> None:
