@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -48,6 +50,19 @@ def load(path: Path) -> Result:
 def load_all(folder: Path = RESULTS) -> list[Result]:
     """Read every result in a folder, in the order of their file names."""
     return [load(path) for path in sorted(folder.glob("*.json"))]
+
+
+def mean_with_error(each: Sequence[float | None]) -> object:
+    """Return mean, standard error of the mean and the values; "fails" or "" where there is none.
+
+    Args:
+        each: a value per seed, None where the method failed.
+    """
+    values = [value for value in each if value is not None]
+    if not values:
+        return "fails" if each else ""
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return {"mean": statistics.mean(values), "error": error, "each": list(each)}
 
 
 def machine_line(facts: Mapping[str, object]) -> str:

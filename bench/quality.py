@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import math
-import statistics
 import time
 from pathlib import Path
 
@@ -30,7 +28,7 @@ from bench._cells import Cells, digest
 from bench._digit_networks import BATCH_SIZE, NETWORKS
 from bench._machine import ROOT
 from bench._methods import METHODS, NEEDS_BATCHNORM, Data, MaskDict, masks_at
-from bench._result import Result
+from bench._result import Result, mean_with_error
 from pxfast.data import digits
 from pxfast.training import accuracy, train_and_test
 
@@ -239,13 +237,9 @@ def _rows(
 
 def _spread(found: list[object], density: float, name: str) -> object:
     """Return mean, standard error and the values of each seed; "" where nothing was measured."""
-    cells = [at.get(str(density), {}) for at in found if isinstance(at, dict)]
-    each = [cell.get(name) for cell in cells]
-    values = [value for value in each if value is not None]
-    if not values:
-        return "fails" if any("why" in cell for cell in cells) else ""
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    return {"mean": statistics.mean(values), "error": error, "each": each}
+    cells = [at[str(density)] for at in found if isinstance(at, dict) and str(density) in at]
+    measured = [cell for cell in cells if name in cell or "why" in cell]
+    return mean_with_error([cell.get(name) for cell in measured])
 
 
 def _notes(keys: list[Key], cells: Cells) -> list[str]:

@@ -17,10 +17,15 @@ Optimiser = Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer]
 
 
 def sgd(
-    parameters: Iterable[nn.Parameter], lr: float, weight_decay: float = 5e-4
+    parameters: Iterable[nn.Parameter],
+    lr: float,
+    weight_decay: float = 5e-4,
+    nesterov: bool = False,
 ) -> torch.optim.Optimizer:
     """Stochastic gradient descent with momentum 0.9."""
-    return torch.optim.SGD(parameters, lr, momentum=0.9, weight_decay=weight_decay)
+    return torch.optim.SGD(
+        parameters, lr, momentum=0.9, weight_decay=weight_decay, nesterov=nesterov
+    )
 
 
 def train_and_test(

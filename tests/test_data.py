@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-import pickle
 import sys
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from image_data import save_image
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
@@ -195,11 +193,6 @@ def test_what_cannot_be_balanced_is_refused(dataset, message):
 # ---- image folders
 
 
-def save_image(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (40, 30)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, colour).save(path)
-
-
 def test_image_folder_labels_classes_alphabetically(tmp_path):
     save_image(tmp_path / "zebra/a.png", (255, 0, 0))
     save_image(tmp_path / "ant/b.png", (0, 255, 0))
@@ -255,80 +248,6 @@ def test_image_folder_errors(tmp_path):
     dataset = load(f"imagefolder:{tmp_path}")
     with pytest.raises(DataError, match=r"cannot read the image .*broken\.png"):
         dataset[0]
-
-
-# ---- CIFAR-10
-
-
-def write_cifar(folder: Path, count: int = 4) -> dict[str, np.ndarray]:
-    """Writes the six batch files in the format of the original archive."""
-    generator = np.random.default_rng(0)
-    folder.mkdir(parents=True)
-    images = {}
-    for name in [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]:
-        images[name] = generator.integers(0, 256, (count, 3072), dtype=np.uint8)
-        batch = {b"data": images[name], b"labels": [k % 10 for k in range(count)]}
-        (folder / name).write_bytes(pickle.dumps(batch, protocol=2))
-    return images
-
-
-@pytest.mark.parametrize("inner", [True, False])
-def test_cifar10_reads_the_original_layout(tmp_path, inner):
-    folder = tmp_path / "cifar-10-batches-py"
-    images = write_cifar(folder)
-    spec = f"cifar10:{tmp_path if inner else folder}"
-    train, test = load(spec), load(spec, train=False)
-    assert (len(train), len(test)) == (20, 4)
-    image, label = train[5]  # the second image of the second batch
-    assert label == 1
-    raw = torch.from_numpy(images["data_batch_2"][1]).view(3, 32, 32).double() / 255
-    mean = torch.tensor([0.4914, 0.4822, 0.4465], dtype=torch.float64).view(3, 1, 1)
-    std = torch.tensor([0.2470, 0.2435, 0.2616], dtype=torch.float64).view(3, 1, 1)
-    assert torch.allclose(image.double(), (raw - mean) / std, atol=1e-5)
-    assert torch.equal(test.images, torch.from_numpy(images["test_batch"]).view(-1, 3, 32, 32))
-
-
-def test_cifar10_can_be_balanced_without_reading(tmp_path):
-    write_cifar(tmp_path / "cifar-10-batches-py")
-    subset = balanced_subset(load(f"cifar10:{tmp_path}"), per_class=5)
-    assert sorted(label for _, label in subset) == [0] * 5 + [1] * 5 + [2] * 5 + [3] * 5
-
-
-class Bomb:
-    def __reduce__(self):
-        return Path.touch, (Path("exploded"),)
-
-
-def test_cifar10_never_runs_what_a_pickle_asks_for(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    folder = tmp_path / "cifar-10-batches-py"
-    write_cifar(folder)
-    (folder / "data_batch_3").write_bytes(pickle.dumps({b"data": Bomb(), b"labels": []}))
-    with pytest.raises(DataError, match="data_batch_3 is not a CIFAR-10 batch: it asks for"):
-        load(f"cifar10:{tmp_path}")
-    assert not (tmp_path / "exploded").exists()
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda path: path.unlink(), "no file .*data_batch_2"),
-        (lambda path: path.write_bytes(path.read_bytes()[:500]), "data_batch_2 is not a CIFAR-10"),
-        (lambda path: path.write_bytes(pickle.dumps([1, 2])), "data_batch_2 is not a CIFAR-10"),
-        (
-            lambda path: path.write_bytes(
-                pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"labels": [1]}, protocol=2)
-            ),
-            "got 2 images of torch.uint8 and 1 labels",
-        ),
-    ],
-)
-def test_cifar10_damage_is_named(tmp_path, damage, message):
-    folder = tmp_path / "cifar-10-batches-py"
-    write_cifar(folder)
-    damage(folder / "data_batch_2")
-    with pytest.raises(DataError, match=message):
-        load(f"cifar10:{tmp_path}")
 
 
 # ---- random images, and names

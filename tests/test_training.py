@@ -15,7 +15,7 @@ from torch.nn.utils import prune as torch_prune
 
 import pxfast
 from pxfast.data import digits
-from pxfast.training import accuracy, train_and_test
+from pxfast.training import accuracy, sgd, train_and_test
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -158,3 +158,34 @@ def test_the_demo_prunes_and_compares(tmp_path):
     table = {line.split()[0]: line.split()[1:] for line in printed.splitlines() if line}
     kept, total = f"{masks.kept:,}", f"{masks.total:,}"
     assert (table["PX"][0], table["random"][0], table["dense"][0]) == (kept, kept, total)
+
+
+@pytest.mark.parametrize(
+    ("milestones", "expected"),
+    [
+        ([1, 2], [0.1, 0.1, 0.01, 0.01, 0.001, 0.001]),
+        (None, [0.1, 0.0933, 0.075, 0.05, 0.025, 0.0067]),
+    ],
+)
+def test_the_learning_rate_falls_as_asked(milestones, expected):
+    rates = []
+
+    class Watched(torch.optim.SGD):
+        def step(self, closure=None):
+            rates.append(self.param_groups[0]["lr"])
+            return super().step(closure)
+
+    data = torch.utils.data.TensorDataset(torch.rand(8, 3), torch.arange(8) % 2)
+    train_and_test(
+        nn.Linear(3, 2), data, data, epochs=3, lr=0.1, batch_size=4, milestones=milestones,
+        optimiser=lambda parameters, lr: Watched(parameters, lr),
+    )  # fmt: skip
+    assert rates == pytest.approx(expected, rel=5e-3)
+
+
+def test_sgd_is_torchs_with_momentum():
+    group = sgd([nn.Parameter(torch.ones(1))], 0.2, weight_decay=1e-4, nesterov=True).param_groups[
+        0
+    ]
+    wanted = {"lr": 0.2, "momentum": 0.9, "weight_decay": 1e-4, "nesterov": True}
+    assert {name: group[name] for name in wanted} == wanted
