@@ -5,7 +5,8 @@
 // Plan (after Goto and van de Geijn, "Anatomy of high-performance matrix multiplication", 2008): a task
 // computes one tile of the output. Block after block of `depth` terms, it packs its columns of b into strips
 // that stay in the second-level cache, then accumulates the tile piece by piece, rows × width of it in
-// registers. Arithmetic bounds it: a piece reads rows + width numbers for rows · width multiply-adds.
+// registers; between the blocks the sums stay in that cache, too, so that the output is touched once.
+// Arithmetic bounds it: a piece reads rows + width numbers for rows · width multiply-adds.
 #pragma once
 
 #include "cpu/vec.h"
@@ -31,17 +32,19 @@ struct Tile {
 template <class path>
 using Piece = Vec<path>[Tile<path>::rows][Tile<path>::vectors];
 
-// What a thread packs into.
+// What a thread packs into, and the sums of its tile over the blocks so far.
 template <class path>
 struct Packed {
   alignas(64) path a[Tile<path>::row_strips * Tile<path>::row_strip];
   alignas(64) path b[Tile<path>::column_strips * Tile<path>::column_strip];
+  Piece<path> sums[Tile<path>::column_strips][Tile<path>::row_strips];
 };
 
-// piece = a · b over `terms`. Element (m, r) of a is a[m][r · step]; b is a packed strip, [terms, width].
+// piece = (unless `first`: +=) a · b over `terms`. Element (m, r) of a is a[m][r · step]; b is a packed strip,
+// [terms, width].
 template <int64_t step, class path>
 inline void accumulate(Piece<path>& piece, const path* const (&a)[Tile<path>::rows], const path* b,
-                       int64_t terms) {
+                       int64_t terms, bool first) {
   using tile = Tile<path>;
   Piece<path> sum = {};  // in registers
   for (int64_t r = 0; r < terms; ++r, b += tile::width) {
@@ -51,7 +54,9 @@ inline void accumulate(Piece<path>& piece, const path* const (&a)[Tile<path>::ro
       for (int j = 0; j < tile::vectors; ++j) sum[i][j] += a[i][r * step] * row[j];
     }
   }
-  std::memcpy(piece, sum, sizeof(sum));
+  for (int i = 0; i < tile::rows; ++i) {
+    for (int j = 0; j < tile::vectors; ++j) piece[i][j] = first ? sum[i][j] : piece[i][j] + sum[i][j];
+  }
 }
 
 // One tile of the output.
@@ -62,18 +67,20 @@ void product_tile(const Operands& operands, Range rows, Range columns, int64_t t
   static thread_local Packed<path> packed;
   for (int64_t r = 0; r == 0 || r < terms; r += tile::depth) {
     const Range block{r, min(r + tile::depth, terms)};
+    const bool first = r == 0, last = block.end >= terms;
     operands.pack(packed, rows, columns, block);
     for (int64_t n = columns.begin; n < columns.end; n += tile::width) {
-      const path* const b = packed.b + (n - columns.begin) / tile::width * tile::column_strip;
+      const int64_t strip = (n - columns.begin) / tile::width;
+      const path* const b = packed.b + strip * tile::column_strip;
       for (int64_t m = rows.begin; m < rows.end; m += tile::rows) {
         const Range piece_rows{m, min(m + tile::rows, rows.end)};
         const Range piece_columns{n, min(n + tile::width, columns.end)};
         const path* a[tile::rows];
         for (int i = 0; i < tile::rows; ++i) a[i] = operands.row(packed, rows, m + i, block);
-        operands.fetch(piece_rows, piece_columns);
-        Piece<path> piece;
-        accumulate<Operands::step, path>(piece, a, b, block.size());
-        operands.use(piece, piece_rows, piece_columns, r == 0);
+        if (last) operands.fetch(piece_rows, piece_columns);
+        Piece<path>& piece = packed.sums[strip][(m - rows.begin) / tile::rows];
+        accumulate<Operands::step, path>(piece, a, b, block.size(), first);
+        if (last) operands.use(piece, piece_rows, piece_columns);
       }
     }
   }
@@ -102,7 +109,7 @@ struct Grid {
 // - row(packed, rows, m, terms): where row m of a is, from terms.begin on; some readable row where m ≥
 // rows.end;
 // - fetch(rows, columns): prefetches what `use` will touch;
-// - use(piece, rows, columns, first): takes the sums over one block; the first comes even without terms.
+// - use(piece, rows, columns): takes the sums, also where there are no terms.
 template <class Operands>
 void product(const Operands& operands, const Grid<typename Operands::path>& grid, int64_t terms,
              int64_t begin, int64_t end) {

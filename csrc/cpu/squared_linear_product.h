@@ -2,7 +2,7 @@
 //
 //   y  = x · (W∘W∘M)ᵀ
 //   dx = dy · (W∘W∘M)
-//   saliency += (dyᵀ · x)∘W∘W∘M, multiplied and added piece by piece as the sums leave the registers
+//   saliency += (dyᵀ · x)∘W∘W∘M, multiplied and added piece by piece once the sums are whole
 #pragma once
 
 #include "cpu/product.h"
@@ -43,8 +43,8 @@ struct ForwardOperands {
     return f.x + min(m, rows.end - 1) * f.K + terms.begin;
   }
   void fetch(Range rows, Range columns) const { prefetch(f.y, f.O, rows, columns); }
-  void use(const Piece<path>& piece, Range rows, Range columns, bool first) const {
-    write(f.y, f.O, piece, rows, columns, !first);
+  void use(const Piece<path>& piece, Range rows, Range columns) const {
+    write(f.y, f.O, piece, rows, columns, false);
   }
 };
 
@@ -70,8 +70,8 @@ struct InputOperands {
     return b.dy + min(m, rows.end - 1) * b.O + terms.begin;
   }
   void fetch(Range rows, Range columns) const { prefetch(b.dx, b.K, rows, columns); }
-  void use(const Piece<path>& piece, Range rows, Range columns, bool first) const {
-    write(b.dx, b.K, piece, rows, columns, !first);
+  void use(const Piece<path>& piece, Range rows, Range columns) const {
+    write(b.dx, b.K, piece, rows, columns, false);
   }
 };
 
@@ -94,7 +94,7 @@ struct SaliencyOperands {
     prefetch(b.w, b.K, rows, columns);
     prefetch(b.saliency, b.K, rows, columns);
   }
-  void use(Piece<path>& piece, Range rows, Range columns, bool) const {
+  void use(Piece<path>& piece, Range rows, Range columns) const {
     for (int64_t o = rows.begin; o < rows.end; ++o) {
       for (int j = 0; j < tile::vectors; ++j) {
         const int64_t k = columns.begin + j * lanes<path>;

@@ -90,13 +90,16 @@ class _Differentiable(torch.autograd.Function):
     def forward(
         ctx: Any, z: Tensor, path: Tensor, kind: str, a: float, b: float, value: Tensor | None
     ) -> Tensor:
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(z)
         ctx.narrow, ctx.activation = path.shape, (kind, a, b)
         return torch.ops.pxfast.gate(z, path, kind, a, b, value)
 
     @staticmethod
-    def backward(ctx: Any, dgated: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, dgated: Tensor | None) -> Any:  # type: ignore[override]
         """dpath = dgated · gate(z)², summed where path was narrow."""
+        if dgated is None:  # the backward has ended before
+            return None, None, None, None, None, None
         (z,) = ctx.saved_tensors
         if dgated.requires_grad:
             dpath = _Differentiable.apply(z, dgated, *ctx.activation, None)

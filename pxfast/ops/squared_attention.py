@@ -128,6 +128,7 @@ class _Differentiable(torch.autograd.Function):
         scale: float,
     ) -> tuple[Tensor, Tensor]:
         """Shapes: as `squared_attention`, four dimensions each."""
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(q, k, mask)
         ctx.scale, ctx.narrow = scale, path.shape
         output, paths = _call(q, k, path, v, mask, scale)
@@ -135,8 +136,10 @@ class _Differentiable(torch.autograd.Function):
         return output, paths
 
     @staticmethod
-    def backward(ctx: Any, _: Any, dy: Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, _: Any, dy: Tensor | None) -> Any:  # type: ignore[override]
         """dpath = (A∘A)ᵀ dy, summed where path was narrow."""
+        if dy is None:  # the backward has ended before
+            return None, None, None, None, None, None
         dpath = _Transposed.apply(dy, *ctx.saved_tensors, ctx.scale)
         return None, None, dpath.sum_to_size(ctx.narrow), None, None, None
 

@@ -81,6 +81,7 @@ def _through(network: Network, path: PathSum, weight: Weight) -> PathSum:
 
 
 MASKED_BYTES = 4 * 2**20  # of a matrix θ·M or M that is made at a time: it stays in the cache
+MANY_TOKENS = 128  # from there on the product, not making the matrix, takes the time: made whole
 
 
 def row_by_row(
@@ -89,7 +90,8 @@ def row_by_row(
     """x Aᵀ + b for a matrix A made of a masked weight, as many rows at a time as suit a CPU."""
     count, inputs = weight.theta.shape
     step = count
-    if weight.mask is not None and x.device.type == "cpu":
+    few = x.numel() < MANY_TOKENS * inputs
+    if weight.mask is not None and x.device.type == "cpu" and few:
         step = max(1, MASKED_BYTES // max(1, 4 * inputs))
     if step >= count:
         return F.linear(x, rows(0, count), bias)
