@@ -91,6 +91,7 @@ bench: $(INSTALLED) ## measure everything again (about an hour and a half) and r
 	$(BIN)/python bench/run.py squared-attention
 	$(BIN)/python bench/run.py squared-conv2d
 	$(BIN)/python bench/run.py sparse-dual-conv2d
+	$(BIN)/python bench/run.py masked-ones
 	$(BIN)/python bench/run.py gate
 	$(BIN)/python bench/run.py select
 	$(BIN)/python bench/run.py select-threshold

@@ -14,6 +14,7 @@ from torch import Tensor
 from bench._harness import Work
 from pxfast import ops
 from pxfast.reference import gate as gate_reference
+from pxfast.reference import masked_ones as ones_reference
 from pxfast.reference import squared_attention as attention_reference
 from pxfast.reference import squared_conv2d as convolution_reference
 from pxfast.reference import squared_linear as linear_reference
@@ -75,14 +76,14 @@ def linear(name: str, O: int, K: int, T: int, dtype: torch.dtype, compiled: bool
                 (ours, plain), compiled)  # fmt: skip
 
 
-def convolution(C: int, H: int, O: int, kernel: int, stride: int) -> Case:
+def convolution(C: int, H: int, O: int, kernel: int, stride: int, groups: int = 1) -> Case:
     """Forward, backward and saliency of squared_conv2d at batch 1."""
     padding = kernel // 2
     out = (H + 2 * padding - kernel) // stride + 1
-    geometry = ([stride] * 2, [padding] * 2, [1, 1], 1)
+    geometry = ([stride] * 2, [padding] * 2, [1, 1], groups)
 
     def build(device: torch.device) -> tuple[object, ...]:
-        shape = (O, C, kernel, kernel)
+        shape = (O, C // groups, kernel, kernel)
         dy, x = torch.rand(1, O, out, out, device=device), torch.rand(1, C, H, H, device=device)
         return dy, x, torch.randn(shape, device=device), torch.zeros(shape, device=device)
 
@@ -95,10 +96,58 @@ def convolution(C: int, H: int, O: int, kernel: int, stride: int) -> Case:
         dx = convolution_reference.squared_conv2d_backward(dy, x, weight, None, saliency, *geometry)
         return y, dx
 
-    entries = O * C * kernel**2
+    entries = O * C // groups * kernel**2
     moved, flops = 16 * entries + 8 * (C * H * H + O * out * out), 6 * entries * out * out
     size = f"{C}×{H}×{H} → {O}, {kernel}×{kernel}, stride {stride}"
+    size += f", {groups} groups" if groups > 1 else ""
     return Case("squared_conv2d, both passes", size, moved, flops, "float32", build, (ours, plain))
+
+
+def ones_linear(name: str, O: int, K: int, T: int) -> Case:
+    """Path sums of the data pass through a mask of half the weights."""
+
+    def build(device: torch.device) -> tuple[object, ...]:
+        mask = torch.rand(O, K, device=device) < 0.5
+        return torch.rand(T, K, device=device), mask, ops.pack_ones(mask)
+
+    def ours(x: Tensor, mask: Tensor, bits: Tensor) -> object:
+        return ops.masked_ones_linear(x, bits)
+
+    def plain(x: Tensor, mask: Tensor, bits: Tensor) -> object:
+        return x @ mask.to(x.dtype).T
+
+    moved, size = O * K / 8 + 4 * T * (O + K), f"{name} {O}×{K}, T = {T}, float32"
+    return Case("masked_ones_linear", size, moved, 2 * T * O * K, "float32", build, (ours, plain))
+
+
+def ones_convolution(N: int, C: int, H: int, O: int, kernel: int, groups: int = 1) -> Case:
+    """The same through a convolution without stride."""
+    geometry = ([1, 1], [kernel // 2] * 2, [1, 1], groups)
+
+    def build(device: torch.device) -> tuple[object, ...]:
+        mask = torch.rand(O, C // groups, kernel, kernel, device=device) < 0.5
+        return torch.rand(N, C, H, H, device=device), mask, ops.pack_ones(mask)
+
+    def ours(x: Tensor, mask: Tensor, bits: Tensor) -> object:
+        return ops.masked_ones_conv2d(x, bits, kernel, *geometry)
+
+    def plain(x: Tensor, mask: Tensor, bits: Tensor) -> object:
+        return torch.conv2d(x, mask.to(x.dtype), None, *geometry)
+
+    terms, positions = O * C // groups * kernel**2, N * H * H
+    moved, flops = terms / 8 + 4 * positions * (C + O), 2 * terms * positions
+    size = f"{N}×{C}×{H}×{H} → {O}, {kernel}×{kernel}, {groups} groups"
+    return Case("masked_ones_conv2d", size, moved, flops, "float32", build, (ours, plain))
+
+
+def packing(name: str, O: int, K: int) -> Case:
+    """A mask to bits."""
+
+    def build(device: torch.device) -> tuple[object, ...]:
+        return (torch.rand(O, K, device=device) < 0.5,)
+
+    return Case("pack_ones", f"{name} {O}×{K}", 9 * O * K / 8, 0, "float32", build,
+                (ops.pack_ones, ones_reference.pack_ones))  # fmt: skip
 
 
 def activation(kind: str, shape: Sequence[int], dtype: torch.dtype) -> Case:
@@ -169,7 +218,11 @@ def cases() -> list[Case]:
         linear(*vits[1], T=257, dtype=f32),
         linear(*vits[1], T=4096, dtype=bf16, compiled=True),
         *(convolution(*layer) for layer in ((64, 56, 64, 3, 1), (256, 14, 256, 3, 1),
-                                            (512, 7, 2048, 1, 1))),
+                                            (512, 7, 2048, 1, 1), (96, 56, 96, 3, 1, 96))),
+        packing(*vits[1]),
+        ones_linear(*vits[1], T=1),
+        ones_linear(*vits[1], T=4096),
+        ones_convolution(16, 256, 14, 256, 3),
         *(activation("gelu", (64, 257, 4096), dtype) for dtype in (f32, bf16)),
         attention("ViT-L", 16, 16, 257, 64, 1, f32),
         attention("ViT-L", 16, 16, 257, 64, 64, bf16),

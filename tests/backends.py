@@ -23,6 +23,7 @@ from emulated import (
     conv_kernels,
     gate_kernels,
     kernels,
+    ones_kernels,
     select_kernels,
 )
 from torch import Tensor
@@ -164,6 +165,23 @@ class Emulated(Backend):
         dx = call.backward(_array(dy), sums, geometry[-1])
         saliency.copy_(torch.from_numpy(sums))
         return x.new_empty(0) if dx is None else torch.from_numpy(dx)
+
+    def pack_ones(self, mask: Tensor) -> Tensor:
+        rows = mask.reshape(mask.shape[0], mask.shape[1:].numel())
+        return torch.from_numpy(ones_kernels.pack_ones(_array(rows)).view(np.int32))  # type: ignore[arg-type]
+
+    def masked_ones_linear(self, x: Tensor, bits: Tensor) -> Tensor:
+        y = ones_kernels.masked_ones_linear(_rows(x), _array(bits))  # type: ignore[arg-type]
+        return torch.from_numpy(y).reshape(*x.shape[:-1], bits.shape[0])
+
+    def masked_ones_linear_backward(self, dy: Tensor, bits: Tensor, inputs: int) -> Tensor:
+        transposed = ones_kernels.transpose_ones(_array(bits), inputs)  # type: ignore[arg-type]
+        dx = ones_kernels.masked_ones_linear(_rows(dy), transposed)
+        return torch.from_numpy(dx).reshape(*dy.shape[:-1], inputs)
+
+    def masked_ones_conv2d(self, x: Tensor, bits: Tensor, *geometry: Any) -> Tensor:
+        arrays = map(_array, (x, bits))
+        return torch.from_numpy(ones_kernels.masked_ones_conv2d(*arrays, *geometry))  # type: ignore[arg-type]
 
     def gate(
         self,

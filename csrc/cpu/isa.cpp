@@ -5,6 +5,7 @@
 #include <string>
 
 #include "gate.h"
+#include "masked_ones.h"
 #include "select_threshold.h"
 #include "sparse_dual_conv2d.h"
 #include "squared_attention.h"
@@ -68,6 +69,11 @@ const SparseDualConv2dKernels& sparse_dual_conv2d() {
 
 const GateKernels& gate() {
   static constexpr const GateKernels* kernels[] = PX_KERNELS(gate);
+  return *kernels[static_cast<int>(isa())];
+}
+
+const MaskedOnesKernels& masked_ones() {
+  static constexpr const MaskedOnesKernels* kernels[] = PX_KERNELS(masked_ones);
   return *kernels[static_cast<int>(isa())];
 }
 

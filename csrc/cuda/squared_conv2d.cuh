@@ -1,15 +1,16 @@
 // CUDA launchers of squared_conv2d.h, which holds the contract: implicit matrix products.
 //
 // Plan
-//   tiled_product (tile.cuh) with sources that gather. With p over the positions (n, h', w') of the output, q
-//   over those of the input, and r over (c, i, j) or (o, i, j) with kernel positions i, j:
+//   grouped_product (tile.cuh) with sources that gather. With p over the positions (n, h', w') of the output,
+//   q over those of the input, and r over (c, i, j) or (o, i, j) with kernel positions i, j:
 //     y[o, p]        = Σ_r θ²[o, r] x(r, p)          r = (c, i, j)
 //     dx[c, q]       = Σ_r θ²[o, c, i, j] dy(r, q)   r = (o, i, j)
 //     dW[o, (c,i,j)] = Σ_p dy[o, p] x((c, i, j), p)  multiplied by θ² and added to the saliency
 //   where x(r, p) and dy(r, q) are 0 where the kernel meets the padding or falls between strides. θ², x's
-//   columns and dW exist in registers and shared memory only. A launch for each group and product.
+//   columns and dW exist in registers and shared memory only. A product of all groups is one launch: rows o
+//   and c count over all groups, r and the sources' channels within one.
 // Shared memory
-//   That of tiled_product.
+//   That of tiled_product (tile.cuh).
 // Bound
 //   Arithmetic, on CUDA cores; a gathered element costs some integer divisions as well, once a tile.
 #pragma once
@@ -44,8 +45,12 @@ struct Tap {
 // x(r, p): the input that output position p reads through r = (c, i, j).
 template <class Path>
 struct InputColumns {
-  const Path* __restrict__ x;  // of the group's first channel
+  const Path* __restrict__ x;  // from the group's first channel on
   ConvGeometry g;
+
+  __device__ InputColumns of(int64_t group) const {
+    return {x + group * (g.C / g.groups) * (static_cast<int64_t>(g.H) * g.W), g};
+  }
 
   template <int N>
   __device__ Pack<Path, N> load(int64_t r, int64_t position) const {
@@ -62,8 +67,12 @@ struct InputColumns {
 // dy(r, q): the cotangent that meets input position q through r = (o, i, j).
 template <class Path>
 struct CotangentColumns {
-  const Path* __restrict__ dy;  // of the group's first output
+  const Path* __restrict__ dy;  // from the group's first output on
   ConvGeometry g;
+
+  __device__ CotangentColumns of(int64_t group) const {
+    return {dy + group * (g.O / g.groups) * (static_cast<int64_t>(g.out_H) * g.out_W), g};
+  }
 
   template <int N>
   __device__ Pack<Path, N> load(int64_t r, int64_t position) const {
@@ -82,7 +91,7 @@ struct CotangentColumns {
 // dy[o, p] as it lies, samples apart.
 template <class Path>
 struct Cotangents {
-  const Path* __restrict__ dy;  // of the group's first output
+  const Path* __restrict__ dy;
   ConvGeometry g;
 
   template <int N>
@@ -93,24 +102,27 @@ struct Cotangents {
   }
 };
 
-// θ²[o, c, i, j] as (c, (o, i, j)).
+// θ²[o, c, i, j] as (c, (o, i, j)), c counted over all groups.
 template <class Weight>
 struct SquaredByChannel {
-  SquaredWeights<Weight> squared;  // [O/groups, C/groups · taps]
-  int taps;
+  SquaredWeights<Weight> squared;  // [O, C/groups · taps]
+  int taps, inputs, outputs;       // the last two of a group
+  int64_t group = 0;
+
+  __device__ SquaredByChannel of(int64_t group) const { return {squared, taps, inputs, outputs, group}; }
 
   template <int N>
   __device__ Pack<PathOf<Weight>, N> load(int64_t c, int64_t r) const {
     static_assert(N == 1);
-    const int o = static_cast<int>(r) / taps;
-    return squared.template load<1>(o, c * taps + (static_cast<int>(r) - o * taps));
+    const int o = static_cast<int>(r) / taps, tap = static_cast<int>(r) - o * taps;
+    return squared.template load<1>(group * outputs + o, (c - group * inputs) * taps + tap);
   }
 };
 
 // A sink that stores [channel, position] as [sample, channel, position of the sample].
 template <class Path>
 struct Maps {
-  Path* __restrict__ data;  // of the group's first channel
+  Path* __restrict__ data;
   int channels, area;
 
   template <int N>
@@ -137,52 +149,39 @@ struct SquaredConvolution {
   const int64_t out_positions = int64_t{g.N} * g.out_H * g.out_W, in_positions = int64_t{g.N} * g.H * g.W;
 
   int64_t scratch_bytes() const {
-    return std::max({product_scratch_bytes<Cut, Path>(outputs, out_positions, terms),
-                     product_scratch_bytes<Cut, Path>(inputs, in_positions, outputs * taps),
-                     product_scratch_bytes<Cut, Path>(outputs, terms, out_positions)});
+    return std::max({product_scratch_bytes<Cut, Path>(outputs, out_positions, terms, g.groups),
+                     product_scratch_bytes<Cut, Path>(inputs, in_positions, outputs * taps, g.groups),
+                     product_scratch_bytes<Cut, Path>(outputs, terms, out_positions, g.groups)});
   }
 
   void forward(const Path* x, Path* y) const {
-    for (int64_t group = 0; group < g.groups; ++group) {
-      const Operand<Contiguous::r, SquaredWeights<Weight>> weights{squared(group)};
-      const Operand<Contiguous::row, InputColumns<Path>> columns{{of_inputs(x, group), g}};
-      const Maps<Path> maps{of_outputs(y, group), g.O, g.out_H * g.out_W};
-      product(outputs, out_positions, terms).queue(weights, columns, maps);
-    }
+    const Operand<Contiguous::r, SquaredWeights<Weight>> weights{squared()};
+    const Operand<Contiguous::row, InputColumns<Path>> columns{{x, g}};
+    const Maps<Path> maps{y, g.O, g.out_H * g.out_W};
+    product(outputs, out_positions, terms).queue(weights, columns, maps);
   }
 
   void backward(const Path* dy, const Path* x, Path* dx, Path* saliency) const {
-    const bool any = out_positions > 0;  // else the saliency stays as it is, also where θ² is infinite
-    for (int64_t group = 0; group < g.groups; ++group) {
-      if (dx) {
-        const Operand<Contiguous::r, SquaredByChannel<Weight>> weights{{squared(group), taps}};
-        const Operand<Contiguous::row, CotangentColumns<Path>> columns{{of_outputs(dy, group), g}};
-        const Maps<Path> maps{of_inputs(dx, group), g.C, g.H * g.W};
-        product(inputs, in_positions, outputs * taps).queue(weights, columns, maps);
-      }
-      if (!any) continue;
-      const Operand<Contiguous::r, Cotangents<Path>> cotangents{{of_outputs(dy, group), g}};
-      const Operand<Contiguous::r, InputColumns<Path>> columns{{of_inputs(x, group), g}};
-      const ToSaliency<Weight> sink{squared(group), saliency + group * outputs * terms};
-      product(outputs, terms, out_positions).queue(cotangents, columns, sink);
+    if (dx) {
+      const Operand<Contiguous::r, SquaredByChannel<Weight>> weights{
+          {squared(), taps, static_cast<int>(inputs), static_cast<int>(outputs)}};
+      const Operand<Contiguous::row, CotangentColumns<Path>> columns{{dy, g}};
+      const Maps<Path> maps{dx, g.C, g.H * g.W};
+      product(inputs, in_positions, outputs * taps).queue(weights, columns, maps);
     }
+    if (out_positions == 0) return;  // the saliency stays as it is, also where θ² is infinite
+    const Operand<Contiguous::r, Cotangents<Path>> cotangents{{dy, g}};
+    const Operand<Contiguous::r, InputColumns<Path>> columns{{x, g}};
+    product(outputs, terms, out_positions)
+        .queue(cotangents, columns, ToSaliency<Weight>{squared(), saliency});
   }
 
  private:
-  SquaredWeights<Weight> squared(int64_t group) const {
-    const int64_t first = group * outputs * terms;
-    return {static_cast<const Weight*>(call.weight) + first, call.mask ? call.mask + first : nullptr, terms};
+  SquaredWeights<Weight> squared() const {
+    return {static_cast<const Weight*>(call.weight), call.mask, terms};
   }
-  template <class Array>
-  Array of_inputs(Array maps, int64_t group) const {
-    return maps + group * inputs * g.H * g.W;
-  }
-  template <class Array>
-  Array of_outputs(Array maps, int64_t group) const {
-    return maps + group * outputs * g.out_H * g.out_W;
-  }
-  Product<Cut, Path, 1> product(int64_t M, int64_t N, int64_t R) const {
-    return {M, N, R, call.scratch, stream};
+  GroupedProduct<Cut, Path> product(int64_t M, int64_t N, int64_t R) const {
+    return {M, N, R, g.groups, call.scratch, stream};
   }
 };
 

@@ -139,17 +139,17 @@ __device__ inline void multiply(const typename Tile::Path (&a)[Tile::kR][Tile::k
 
 __device__ inline int at_most(int limit, int64_t n) { return n < limit ? static_cast<int>(n) : limit; }
 
-// Block b computes tile b % tiles of split b / tiles; a split covers `span` (a multiple of kR) indices r. The
-// sink's write(split, m, n, pack) takes neighbouring results of row m. All arrays are accessed kVector
-// elements at a time.
+// Computes tile `block` % tiles of split `block` / tiles; a split covers `span` (a multiple of kR) indices r.
+// The rows of a and of the results count from `row` on. The sink's write(split, m, n, pack) takes
+// neighbouring results of row m. All arrays are accessed kVector elements at a time.
 template <class Tile, int kVector, class A, class B, class Sink>
-__global__ void __launch_bounds__(Tile::kThreads, 2)
-    tiled_product(A a, B b, Sink sink, int64_t M, int64_t N, int64_t R, int64_t span) {
+__device__ inline void compute_tile(const A& a, const B& b, const Sink& sink, int64_t block, int64_t row,
+                                    int64_t M, int64_t N, int64_t R, int64_t span) {
   using Path = typename Tile::Path;
   PX_SHARED(a_slab, Path[2][Tile::kR][Tile::kM + Tile::kPad]);
   PX_SHARED(b_slab, Path[2][Tile::kR][Tile::kN + Tile::kPad]);
   const int64_t tiles_n = divide_up(N, Tile::kN), tiles = divide_up(M, Tile::kM) * tiles_n;
-  const int64_t split = blockIdx.x / tiles, tile = blockIdx.x % tiles;
+  const int64_t split = block / tiles, tile = block % tiles;
   const int64_t m0 = tile / tiles_n * Tile::kM, n0 = tile % tiles_n * Tile::kN;
   const int64_t first = split * span, last = first + span < R ? first + span : R;
   const int rows_a = at_most(Tile::kM, M - m0), rows_b = at_most(Tile::kN, N - n0);
@@ -161,7 +161,7 @@ __global__ void __launch_bounds__(Tile::kThreads, 2)
   Path sums[Tile::kThreadM][Tile::kThreadN] = {};
   const auto fetch = [&](int64_t r) {
     const int indices = at_most(Tile::kR, last - r);
-    next_a.fetch(a, m0, rows_a, r, indices);
+    next_a.fetch(a, row + m0, rows_a, r, indices);
     next_b.fetch(b, n0, rows_b, r, indices);
   };
   const auto put = [&](int slab) {
@@ -190,9 +190,33 @@ __global__ void __launch_bounds__(Tile::kThreads, 2)
       Pack<Path, kVector> pack;
 #pragma unroll
       for (int v = 0; v < kVector; ++v) pack.at[v] = sums[i][j + v];
-      if (m < rows_a && n < rows_b) sink.write(split, m0 + m, n0 + n, pack);
+      if (m < rows_a && n < rows_b) sink.write(split, row + m0 + m, n0 + n, pack);
     }
   }
+}
+
+template <class Tile, int kVector, class A, class B, class Sink>
+__global__ void __launch_bounds__(Tile::kThreads, 2)
+    tiled_product(A a, B b, Sink sink, int64_t M, int64_t N, int64_t R, int64_t span) {
+  compute_tile<Tile, kVector>(a, b, sink, blockIdx.x, 0, M, N, R, span);
+}
+
+// What an operand is in one group of a grouped product: its source's of(group), if it has one.
+template <class Operand>
+__device__ Operand in_group(const Operand& operand, int64_t group) {
+  if constexpr (requires { operand.source.of(group); }) return {operand.source.of(group)};
+  return operand;
+}
+
+// Products of the same sizes side by side: rows g M ... (g + 1) M - 1 of a and of the results are those of
+// group g. Block b computes block b % blocks of group b / blocks. Sources that gather need registers: float64
+// would spill with two blocks a multiprocessor.
+template <class Tile, class A, class B, class Sink>
+__global__ void __launch_bounds__(Tile::kThreads, sizeof(typename Tile::Path) == 4 ? 2 : 1)
+    grouped_product(A a, B b, Sink sink, int64_t M, int64_t N, int64_t R, int64_t span, int64_t blocks) {
+  const int64_t group = blockIdx.x / blocks;
+  compute_tile<Tile, 1>(in_group(a, group), in_group(b, group), sink, blockIdx.x % blocks, group * M, M, N, R,
+                        span);
 }
 
 constexpr int kAddThreads = 256;
@@ -245,16 +269,16 @@ int64_t tiles(int64_t M, int64_t N) {
 }
 
 template <class Cut, class Path>
-Splits product_splits(int64_t M, int64_t N, int64_t R) {
+Splits product_splits(int64_t M, int64_t N, int64_t R, int64_t groups = 1) {
   using Small = typename Cut::template Small<Path>;
-  return Splits(R, Cut::kBlocks / std::max<int64_t>(1, tiles<Small>(M, N)), Cut::kLeast, Small::kR);
+  return Splits(R, Cut::kBlocks / std::max<int64_t>(1, groups * tiles<Small>(M, N)), Cut::kLeast, Small::kR);
 }
 
-// Bytes of scratch that `product` needs: at most kBlocks small tiles.
+// Bytes of scratch that a product needs: at most kBlocks small tiles.
 template <class Cut, class Path>
-int64_t product_scratch_bytes(int64_t M, int64_t N, int64_t R) {
-  const int64_t count = product_splits<Cut, Path>(M, N, R).count;
-  return count == 1 ? 0 : count * M * N * static_cast<int64_t>(sizeof(Path));
+int64_t product_scratch_bytes(int64_t M, int64_t N, int64_t R, int64_t groups = 1) {
+  const int64_t count = product_splits<Cut, Path>(M, N, R, groups).count;
+  return count == 1 ? 0 : count * groups * M * N * static_cast<int64_t>(sizeof(Path));
 }
 
 // An operand: its source, and which of its indices is contiguous.
@@ -300,6 +324,33 @@ struct Product {
   void queue_tiles(const A& a, const B& b, const Sink& sink, const Splits& splits) const {
     launch(tiled_product<Tile, kVector, A, B, Sink>, splits.count * tiles<Tile>(M, N), Tile::kThreads, stream,
            a, b, sink, M, N, R, splits.span);
+  }
+};
+
+// Grouped products, one launch for all groups. Arrays are accessed element by element.
+template <class Cut, class Path>
+struct GroupedProduct {
+  using Small = typename Cut::template Small<Path>;
+  int64_t M, N, R, groups;  // M, N, R of one group
+  void *scratch, *stream;
+
+  // Queues sink(g M + m, n) = Σ_r A(g M + m, r) B_g(n, r).
+  template <class A, class B, class Sink>
+  void queue(const A& a, const B& b, const Sink& sink) const {
+    const Splits splits = product_splits<Cut, Path>(M, N, R, groups);
+    const int64_t rows = groups * M;
+    if (splits.count == 1) return queue_tiles(a, b, sink, splits);
+    const Planes<Path> planes{static_cast<Path*>(scratch), rows, N};
+    queue_tiles(a, b, planes, splits);
+    launch_add_planes<1>(static_cast<const Path*>(planes.data), sink, rows, N, splits, stream);
+  }
+
+ private:
+  template <class A, class B, class Sink>
+  void queue_tiles(const A& a, const B& b, const Sink& sink, const Splits& splits) const {
+    const int64_t blocks = splits.count * tiles<Small>(M, N);
+    launch(grouped_product<Small, A, B, Sink>, groups * blocks, Small::kThreads, stream, a, b, sink, M, N, R,
+           splits.span, blocks);
   }
 };
 

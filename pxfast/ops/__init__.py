@@ -1,6 +1,14 @@
 """What native kernels compute; each op has a twin of the same name in `pxfast.reference`."""
 
 from pxfast.ops.gate import gate, gated
+from pxfast.ops.masked_ones import (
+    masked_ones_conv2d,
+    masked_ones_linear,
+    masked_ones_linear_backward,
+    masked_ones_pays,
+    pack_ones,
+    unpack_ones,
+)
 from pxfast.ops.select_threshold import Bins, Threshold, narrow, score_histogram, select_threshold
 from pxfast.ops.sparse_dual_conv2d import sparse_dual_conv2d, sparse_dual_conv2d_pays
 from pxfast.ops.squared_attention import squared_attention
@@ -17,7 +25,12 @@ __all__ = [
     "Threshold",
     "gate",
     "gated",
+    "masked_ones_conv2d",
+    "masked_ones_linear",
+    "masked_ones_linear_backward",
+    "masked_ones_pays",
     "narrow",
+    "pack_ones",
     "score_histogram",
     "select_threshold",
     "sparse_dual_conv2d",
@@ -28,5 +41,6 @@ __all__ = [
     "squared_conv2d_pays",
     "squared_linear",
     "squared_linear_backward",
+    "unpack_ones",
     "write_masks",
 ]

@@ -147,21 +147,38 @@ def _checked(
         if mask.dtype != torch.bool:
             raise ValueError(f"{op}: mask must be bool, got {_name(mask.dtype)}")
         _check_device(op, "mask", mask, weight)
+    sizes = _out_sizes(op, x, weight.shape[2:], stride, padding, dilation)
+    return [x.shape[0], weight.shape[0], *sizes]
+
+
+def _out_sizes(
+    op: str,
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> list[int]:
+    """Height and width of the output of any convolution of x [N, C, H, W]."""
     least_of = (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1))
     for name, pair, least in least_of:
-        if len(pair) != 2 or min(pair) < least:
-            raise ValueError(f"{op}: {name} must be two integers >= {least}, got {list(pair)}")
+        _check_pair(op, name, pair, least)
     sizes = []
     for axis in range(2):
         padded = x.shape[2 + axis] + 2 * padding[axis]
-        reach = dilation[axis] * (weight.shape[2 + axis] - 1) + 1
-        if padded < reach or weight.shape[2 + axis] == 0:
+        reach = dilation[axis] * (kernel[axis] - 1) + 1
+        if padded < reach or kernel[axis] == 0:
             raise ValueError(
                 f"{op}: x with its padding must be at least as large as the dilated kernel, "
                 f"{reach}, got {padded}"
             )
         sizes.append((padded - reach) // stride[axis] + 1)
-    return [x.shape[0], weight.shape[0], *sizes]
+    return sizes
+
+
+def _check_pair(op: str, name: str, pair: Sequence[int], least: int) -> None:
+    if len(pair) != 2 or min(pair) < least:
+        raise ValueError(f"{op}: {name} must be two integers >= {least}, got {list(pair)}")
 
 
 def _fake(

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
+from pxfast import ops
 from pxfast.errors import MaskError
 from pxfast.offload import Offloaded
 from pxfast.paths.masks import FixedParts
@@ -145,14 +146,16 @@ class Weight:
             return squared
         return torch.ones_like(squared) if self.mask is None else ones(self.mask, squared.dtype)
 
-    def ones(self, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-        """M in the dtype of path sums; None where every weight is kept (a layer is a plain sum)."""
+    def ones(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """M in the dtype of path sums, made anew for each use: 4 bytes a weight are not kept."""
+        assert self.mask is not None
+        return ones(self.mask.to("meta") if device.type == "meta" else self.mask, dtype)
+
+    def bits(self) -> Tensor:
+        """M, a bit a weight, as ops.masked_ones_linear and ops.masked_ones_conv2d take it."""
         mask = self.mask
-        if mask is None:
-            return None
-        if device.type == "meta":
-            return mask.to("meta").to(dtype)
-        return self._once("M", lambda: ones(mask, dtype))
+        assert mask is not None
+        return self._once("M", lambda: ops.pack_ones(mask))
 
     def density(self) -> float:
         """The share of the weight that is kept."""

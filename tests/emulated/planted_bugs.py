@@ -12,7 +12,7 @@ from emulated.build import Change, Program
 
 TILE, OP, DEVICE = "cuda/tile.cuh", "cuda/squared_linear.cuh", "cuda/device.cuh"
 GATE, ATTENTION = "cuda/gate.cuh", "cuda/squared_attention.cuh"
-CONVOLUTION = "cuda/squared_conv2d.cuh"
+CONVOLUTION, ONES = "cuda/squared_conv2d.cuh", "cuda/masked_ones.cuh"
 KEYS, COUNT, MASKS = "cuda/keys.cuh", "cuda/select_threshold.cuh", "cuda/write_masks.cuh"
 
 
@@ -260,12 +260,14 @@ BUGS = (
         source="conv_cases.cpp",
     ),
     Bug(
-        "weights of the first group for all",
-        Change(
-            CONVOLUTION,
-            "const int64_t first = group * outputs * terms;",
-            "const int64_t first = 0 * group;",
-        ),
+        "channels of the first group for all",
+        Change(TILE, "in_group(b, group), sink,", "in_group(b, 0), sink,"),
+        WRONG,
+        source="conv_cases.cpp",
+    ),
+    Bug(
+        "weights of the first group for all gradients of inputs",
+        Change(CONVOLUTION, "load<1>(group * outputs + o,", "load<1>(o,"),
         WRONG,
         source="conv_cases.cpp",
     ),
@@ -278,5 +280,48 @@ BUGS = (
         ),
         WRONG,
         source="conv_cases.cpp",
+    ),
+    Bug(
+        "bits past the last input that count",
+        Change(ONES, "t < T && k < K ? x[t * K + k]", "t < T ? x[t * K + k]"),
+        r"WRONG |heap-buffer-overflow",
+        check="address",
+        source="ones_cases.cpp",
+    ),
+    Bug(
+        "a word of another lane",
+        Change(ONES, "__shfl_sync(kAllLanes, held[r], w)", "held[r]"),
+        WRONG,
+        source="ones_cases.cpp",
+    ),
+    Bug(
+        "a shuffle that some lanes leave out",
+        Change(
+            ONES, "const int count = at_most(kLanes, words - step);", "const int count = lane + 1;"
+        ),
+        r"ERROR ",
+        source="ones_cases.cpp",
+    ),
+    Bug(
+        "rows of bits without their padding",
+        Change(ONES, "bits[o * words + at / kWordBits]", "bits[o * (words - 1) + at / kWordBits]"),
+        WRONG,
+        source="ones_cases.cpp",
+    ),
+    Bug(
+        "a column past the last transposed",
+        Change(ONES, "if (k < K) transposed", "if (w < words) transposed"),
+        r"heap-buffer-overflow",
+        check="address",
+        source="ones_cases.cpp",
+    ),
+    Bug(
+        "all lanes write the word",
+        Change(
+            ONES, "if (lane == 0 && o < O) bits[at] = word;", "if (o < O) bits[at] = word + lane;"
+        ),
+        r"data race|WRONG ",
+        check="thread",
+        source="ones_cases.cpp",
     ),
 )

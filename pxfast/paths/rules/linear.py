@@ -77,6 +77,8 @@ def _through(network: Network, path: PathSum, weight: Weight) -> PathSum:
         return path.map(lambda m: F.linear(m, m.new_empty(mask.shape)))
     if path.shape[-1] == 1:  # every input has the same sum: how many are kept counts
         return path.map(lambda m: m * mask.sum(-1)).normalised()
+    if ops.masked_ones_pays(path.mantissa, len(mask)):
+        return path.map(lambda m: ops.masked_ones_linear(m, weight.bits())).normalised()
     return path.map(lambda m: row_by_row(m, weight, weight.mask_rows)).normalised()
 
 
@@ -248,6 +250,19 @@ class Convolution:
             and ops.squared_conv2d_pays(dy, x, weight.theta, self.groups)
         )
 
+    def masked_ones_pay(self, x: Tensor, weight: Weight) -> bool:
+        """Whether path sums of the data pass had better go through the bits of the mask."""
+        return (
+            not self.transposed
+            and x.dim() == weight.theta.dim() == 4
+            and ops.masked_ones_pays(x, weight.theta.shape[0] // self.groups)
+        )
+
+    def of_ones(self, x: Tensor, weight: Weight) -> Tensor:
+        """Convolve [N, C, H, W] with the mask."""
+        kernel, geometry = weight.theta.shape[2:], self.arguments[:3]
+        return ops.masked_ones_conv2d(x, weight.bits(), kernel, *geometry, groups=self.groups)
+
     def is_even(self) -> bool:
         """Whether every position sees a whole window, so that alike inputs make alike outputs."""
         _, padding, _, transposed, _ = self.arguments
@@ -297,10 +312,13 @@ def convolution_path(
             mantissa = path.widened(shape, [1]).expand(-1, -1, *geometry.reach(weight.theta.shape))
         result = SquaredConvolution.apply(mantissa, network.anchor, weight, geometry, None)
         return PathSum(result, path.exponent).normalised()
-    mask = weight.ones(network.dtype, network.path_device)
-    if mask is None:
+    if weight.mask is None:
         return ones_convolution(path, shape, weight.theta.shape, geometry).normalised()
     mantissa = path.widened(shape, [1, *space])
+    if geometry.masked_ones_pay(mantissa, weight):
+        result = geometry.of_ones(mantissa, weight)
+        return PathSum(result, path.exponent).normalised()
+    mask = weight.ones(network.dtype, network.path_device)
     if geometry.groups > 1 or geometry.transposed or mask.is_meta:
         channels = None
     else:
