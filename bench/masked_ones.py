@@ -23,6 +23,7 @@ from bench._harness import paired, ratio, spread
 from bench._result import Result
 from pxfast import ops
 from pxfast.paths.rules.linear import MASKED_BYTES
+from pxfast.paths.select import ones
 
 
 class Layer(NamedTuple):
@@ -97,7 +98,7 @@ def _linear(T: int, O: int, K: int, arguments: argparse.Namespace) -> dict[str, 
     step = max(1, MASKED_BYTES // (4 * K))
 
     def torchs() -> Tensor:
-        return torch.cat([linear(x, part.float()) for part in mask.split(step)], -1)
+        return torch.cat([linear(x, ones(part, x.dtype)) for part in mask.split(step)], -1)
 
     pays = ops.masked_ones_pays(x, O)
     op = partial(ops.masked_ones_linear, x)
@@ -114,7 +115,7 @@ def _convolution(layer: Layer, arguments: argparse.Namespace) -> dict[str, objec
     }  # fmt: skip
 
     def torchs() -> Tensor:
-        return conv2d(x, mask.float(), **geometry)
+        return conv2d(x, ones(mask, x.dtype), **geometry)
 
     def op(bits: Tensor) -> Tensor:
         return ops.masked_ones_conv2d(x, bits, layer.kernel, **geometry)

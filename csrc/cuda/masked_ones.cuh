@@ -30,10 +30,10 @@ constexpr int kOnesWarps = 4, kOnesThreads = kOnesWarps * kLanes;
 //   Additions: one a weight and token. The bits are read once, x from L1.
 template <class Path, int kTokens, int kRows>
 __global__ void __launch_bounds__(kOnesThreads, 4)
-    few_tokens_ones(const Path* __restrict__ x,         // [T, K]
-                    const uint32_t* __restrict__ bits,  // [O, words]
-                    Path* __restrict__ y,               // [T, O]
-                    int64_t T, int64_t O, int64_t K) {
+    ones_of_few_tokens(const Path* __restrict__ x,         // [T, K]
+                       const uint32_t* __restrict__ bits,  // [O, words]
+                       Path* __restrict__ y,               // [T, O]
+                       int64_t T, int64_t O, int64_t K) {
   const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
   const int64_t first = (static_cast<int64_t>(blockIdx.x) * kOnesWarps + warp) * kRows;
   const int64_t words = divide_up(K, kWordBits);
@@ -149,8 +149,8 @@ struct OnesLinear {
  private:
   template <int kTokens, int kRows>
   void few(const Path* x, Path* y) const {
-    launch(few_tokens_ones<Path, kTokens, kRows>, divide_up(call.O, kOnesWarps * kRows), kOnesThreads, stream,
-           x, call.bits, y, call.T, call.O, call.K);
+    launch(ones_of_few_tokens<Path, kTokens, kRows>, divide_up(call.O, kOnesWarps * kRows), kOnesThreads,
+           stream, x, call.bits, y, call.T, call.O, call.K);
   }
 
   template <int N>
