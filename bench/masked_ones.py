@@ -3,9 +3,8 @@
 Path sums of the data pass through a mask in float32. Linear layers are those of a ViT-B, at 1 to
 1576 rows (8 images); convolutions those of ResNet-50 (16 images of 224²) and some with groups.
 Timed in turn in one process: the op, from bits that are kept and with packing the mask first, and
-torch, which expands the mask from bool to float32 first (for linear layers, as the engine does
-where the op does not pay, 4 MiB of it at a time). The op's time depends on no density; torch's
-neither.
+torch, which expands the mask from bool to float32 first (for few rows, as the engine does where
+the op does not pay, 4 MiB of it at a time). The op's time depends on no density; torch's neither.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from torch.nn.functional import conv2d, linear
 from bench._harness import paired, ratio, spread
 from bench._result import Result
 from pxfast import ops
-from pxfast.paths.rules.linear import MASKED_BYTES
+from pxfast.paths.rules.linear import MANY_TOKENS, MASKED_BYTES
 from pxfast.paths.select import ones
 
 
@@ -95,7 +94,7 @@ def measure(arguments: argparse.Namespace) -> Result:
 def _linear(T: int, O: int, K: int, arguments: argparse.Namespace) -> dict[str, object]:
     mask, x = torch.rand(O, K) < arguments.density, torch.rand(T, K)
     bits = ops.pack_ones(mask)
-    step = max(1, MASKED_BYTES // (4 * K))
+    step = O if T >= MANY_TOKENS else max(1, MASKED_BYTES // (4 * K))
 
     def torchs() -> Tensor:
         return torch.cat([linear(x, ones(part, x.dtype)) for part in mask.split(step)], -1)
