@@ -14,12 +14,15 @@ import json
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pxfast
 from bench import _libraries
@@ -107,12 +110,8 @@ def ops_rows(device: torch.device, which: list[Case] | None = None) -> Iterator[
 def model_rows(device: torch.device, names: tuple[str, ...] = MODELS) -> Iterator[Row]:
     """Scores of whole models: px at its first round and px-joint, with kernels and without, and the
     official algorithm."""
-    timm = _libraries.load("timm")
     for name in names:
-        with device:
-            model: nn.Module = timm.create_model(name).eval()
-        size = getattr(model, "default_cfg", {}).get("input_size", (3, 224, 224))
-        images = torch.randn(8, *size, device=device)
+        model, images = _model(name, device)
         px = functools.partial(pxfast.score, model, images)
         joint = functools.partial(px, criterion="px-joint")
         for what, work in (
@@ -130,6 +129,55 @@ def model_rows(device: torch.device, names: tuple[str, ...] = MODELS) -> Iterato
                 row["failed"] = f"{error}"[:300]
             yield row
         del model, images
+
+
+def compiled_rows(device: torch.device, names: tuple[str, ...] = MODELS[:1]) -> Iterator[Row]:
+    """The whole score in plain torch as one graph, compiled by torch."""
+    for name in names:
+        model, images = _model(name, device)
+        for criterion in ("px", "px-joint"):
+            row: Row = {"what": f"{name}, {criterion} in compiled torch", "size": "8 images"}
+            try:
+                begin = time.perf_counter()
+                work = functools.partial(torch.compile(traced(model, images, criterion)), images)
+                work()
+                row["compile s"] = time.perf_counter() - begin
+                row["ms"] = 1e3 * seconds_of(work, device, budget=1.0)
+            except Exception as error:
+                row["failed"] = f"{error}"[:300]
+            yield row
+
+
+def traced(model: nn.Module, images: Tensor, criterion: str) -> torch.fx.GraphModule:
+    """A score in plain torch as a graph of its operations, which takes images and returns scores.
+
+    What the score reads from tensors on its way, such as whether R is finite, is read while it is
+    traced and stands in the graph as a constant.
+    """
+
+    def scores(images: Tensor) -> list[Tensor]:
+        with _ReadWhileTraced():
+            return [s.clone() for s in pxfast.score(model, images, criterion=criterion).values()]
+
+    with plain_torch():
+        return make_fx(scores)(images)
+
+
+class _ReadWhileTraced(TorchDispatchMode):
+    """Numbers that Python reads from tensors are those of the run that is traced."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        reads = torch.Tag.data_dependent_output in func.tags
+        with disable_proxy_modes_tracing() if reads else nullcontext():
+            return func(*args, **(kwargs or {}))
+
+
+def _model(name: str, device: torch.device) -> tuple[nn.Module, Tensor]:
+    """A network of timm on the device, and 8 random images for it."""
+    with device:
+        model: nn.Module = _libraries.load("timm").create_model(name).eval()
+    size = getattr(model, "default_cfg", {}).get("input_size", (3, 224, 224))
+    return model, torch.randn(8, *size, device=device)
 
 
 @torch.no_grad()
@@ -151,7 +199,12 @@ def _in_plain_torch(work: Work) -> None:
         work()
 
 
-PARTS = {"ceilings": ceilings, "ops": ops_rows, "models": model_rows}
+PARTS = {
+    "ceilings": ceilings,
+    "ops": ops_rows,
+    "models": model_rows,
+    "compiled": compiled_rows,
+}
 
 
 def main(argv: list[str] | None = None) -> None:

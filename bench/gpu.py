@@ -2,8 +2,8 @@
 
 Builds the kernels for this GPU, runs the tests of all ops on it (a required device fails, it does
 not skip), runs compute-sanitizer on a few of them where it is installed, measures the two ceilings
-(copy, matrix product) and every op and whole models against them and against plain torch; prints a
-short table and writes bench/results/gpu-<name>-cuda.json. A step that fails or reaches its limit is
+(copy, matrix product) and every op and whole models against them, against plain torch and against
+torch.compile of the whole score in plain torch; prints a short table and writes bench/results/gpu-<name>-cuda.json. A step that fails or reaches its limit is
 reported and the next one runs. `--dry-run` says what would run; it needs no GPU.
 """
 
@@ -80,15 +80,16 @@ def plan(architecture: str, out: Path) -> list[Step]:
     required = {"PXFAST_REQUIRE": "cuda"}
     measure = [python, "-m", "bench._gpu_measure"]
     return [
-        Step("build", [python, "setup.py", "build_ext", "--inplace"], 150,
+        Step("build", [python, "setup.py", "build_ext", "--inplace"], 130,
              {"PXFAST_CUDA": "ON", "PXFAST_CUDA_ARCHS": architecture}),
-        Step("tests", [*tests, "tests/ops", "-k", "cuda"], 100, required),
+        Step("tests", [*tests, "tests/ops", "-k", "cuda"], 90, required),
         Step("compute-sanitizer",
              [*memcheck, *tests, *small, "-k", "cuda and (without_dx or nan_stays)"], 40, required,
              needs="compute-sanitizer"),
         Step("ceilings", [*measure, "ceilings", str(out)], 20),
-        Step("ops", [*measure, "ops", str(out)], 90),
-        Step("models", [*measure, "models", str(out)], 80),
+        Step("ops", [*measure, "ops", str(out)], 80),
+        Step("models", [*measure, "models", str(out)], 70),
+        Step("compiled", [*measure, "compiled", str(out)], 50),
     ]  # fmt: skip
 
 
@@ -169,6 +170,7 @@ def show(steps: list[Step]) -> None:
         print(f"  {case.what}: {case.size}")
     for name in MODELS:
         print(f"  {name}: forward, px and px-joint (also in plain torch), official")
+    print(f"  {MODELS[0]}: px and px-joint in plain torch, one graph, compiled by torch")
 
 
 if __name__ == "__main__":

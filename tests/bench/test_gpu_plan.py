@@ -12,6 +12,7 @@ import nets
 import pytest
 import torch
 
+import pxfast
 from bench import _gpu_cases, _gpu_measure, gpu
 from bench._result import load_all
 from pxfast.ops._declare import declared, references
@@ -107,7 +108,10 @@ def test_ceilings_and_rows_are_written_as_they_come(tmp_path: Path, monkeypatch)
     assert [json.loads(line) for line in out.read_text().splitlines()] == rows
 
 
-def test_models_are_scored_with_kernels_and_without(monkeypatch) -> None:
+@pytest.fixture
+def small_models(monkeypatch) -> None:
+    """Every network of the library is a small one."""
+
     def create_model(name: str) -> torch.nn.Module:
         model = nets.mlp()
         model.default_cfg = {"input_size": (4,)}
@@ -115,6 +119,9 @@ def test_models_are_scored_with_kernels_and_without(monkeypatch) -> None:
 
     library = types.SimpleNamespace(create_model=create_model)
     monkeypatch.setattr(_gpu_measure._libraries, "load", lambda name: library)
+
+
+def test_models_are_scored_with_kernels_and_without(monkeypatch, small_models) -> None:
     calls = []
     reference = references["squared_linear"]
     monkeypatch.setitem(references, "squared_linear", lambda *a: calls.append(a) or reference(*a))
@@ -131,6 +138,30 @@ def test_models_are_scored_with_kernels_and_without(monkeypatch) -> None:
     ]
     assert rows["net, px"][1] == 0 < rows["net, px in plain torch"][1]
     assert rows["net, px-joint"][1] == rows["net, px in plain torch"][1]
+
+
+def test_the_whole_score_is_one_graph_for_the_compiler(monkeypatch, small_models) -> None:
+    graphs = []
+    monkeypatch.setattr(torch, "compile", lambda graph: graphs.append(graph) or graph)
+    rows = list(_gpu_measure.compiled_rows(CPU, ("net",)))
+    assert [row["what"] for row in rows] == [
+        "net, px in compiled torch",
+        "net, px-joint in compiled torch",
+    ]
+    assert all(row["ms"] > 0 and row["compile s"] > 0 for row in rows)
+    model, images = _gpu_measure._model("net", CPU)
+    for criterion, graph in zip(("px", "px-joint"), graphs, strict=True):
+        kinds = {str(node.target) for node in graph.graph.nodes}
+        assert not any("pxfast" in kind for kind in kinds) and len(kinds) > 10
+        again = _gpu_measure.traced(model, images, criterion)
+        scores = pxfast.score(model, images, criterion=criterion).values()
+        for ours, theirs in zip(scores, again(images), strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+def test_a_graph_that_cannot_be_compiled_is_said(monkeypatch, small_models) -> None:
+    monkeypatch.setattr(torch, "compile", lambda graph: 1 / 0)
+    assert "division by zero" in str(next(_gpu_measure.compiled_rows(CPU, ("net",)))["failed"])
 
 
 def test_a_step_that_fails_or_is_stopped_is_named() -> None:
