@@ -32,25 +32,30 @@ DENSE = "dense"
 TITLES = {
     "after training": "trained after pruning",
     "right after pruning": "right after pruning",
-    "the same with BatchNorm's statistics renewed": "right after pruning, statistics renewed",
+    "the same with BatchNorm's statistics renewed": "statistics renewed",
 }
 
 
 def draw(result: Result, path: Path) -> None:
-    """Draw a result of `bench/run.py quality` as SVG, PNG or PDF."""
-    panels = list(dict.fromkeys((r["network"], r["start"], r["accuracy %"]) for r in result.rows))
-    across = min(3, len(panels))
-    down = -(-len(panels) // across)
-    figure = Figure(figsize=(4.2 * across, 3.2 * down + 0.5), layout="constrained")
-    grid = figure.subplots(down, across, squeeze=False).flatten()
-    for axes, panel in zip(grid, panels, strict=False):
-        _panel(axes, result, panel)
-    for axes in grid[len(panels):]:  # fmt: skip
-        axes.set_visible(False)
-    lines = {line.get_label(): line for axes in grid for line in axes.get_lines()}
+    """Draw a result of `bench/run.py quality` as SVG, PNG or PDF: a row of panels per network."""
+    panels: dict[object, list[tuple[object, ...]]] = {}
+    for row in result.rows:
+        found = panels.setdefault(row["network"], [])
+        panel = (row["network"], row["start"], row["accuracy %"])
+        if panel not in found:
+            found.append(panel)
+    across = max(map(len, panels.values()))
+    figure = Figure(figsize=(3.6 * across, 3.1 * len(panels) + 0.4), layout="constrained")
+    grid = figure.subplots(len(panels), across, squeeze=False)
+    for line, found in zip(grid, panels.values(), strict=True):
+        for axes, panel in zip(line, found, strict=False):
+            _panel(axes, result, panel)
+        for axes in line[len(found) :]:
+            axes.set_visible(False)
+    handles = {line.get_label(): line for axes in grid.flatten() for line in axes.get_lines()}
+    names = [name for name in handles if name in STYLES or name == DENSE]
     figure.legend(
-        [lines[name] for name in lines if name in STYLES or name == DENSE],
-        [name for name in lines if name in STYLES or name == DENSE],
+        [handles[name] for name in names], names,
         loc="outside lower center", ncols=5, frameon=False, fontsize=9,
     )  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,13 +85,12 @@ def _panel(axes: Axes, result: Result, panel: tuple[object, ...]) -> None:
         )
         axes.plot(densities, means, color=colour, marker=marker, markersize=4.5, linestyle=line,
                   linewidth=1.2, label=str(row["method"]))  # fmt: skip
-    axes.set(xscale="log", ylim=(0, 102), xlabel="weights kept", ylabel="test accuracy")
-    axes.set_xticks(shown, [f"{density:g}%" for density in shown])
+    axes.set(xscale="log", ylim=(0, 102), xlabel="% of the weights kept", ylabel="test accuracy %")
+    axes.set_xticks(shown, [f"{density:g}" for density in shown])
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter("{x:.0f}%")
     axes.grid(True, color="#e4e7eb", linewidth=0.7)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_title(f"{network}, {start}: {TITLES[str(accuracy)]}", fontsize=9, loc="left")
+    axes.set_title(f"{network}, {start}: {TITLES[str(accuracy)]}", fontsize=9)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -33,6 +35,7 @@ from pxfast.data import digits
 from pxfast.training import accuracy, train_and_test
 
 FOLDER = ROOT / "build" / "quality"
+PICTURE = ROOT / "docs" / "quality.svg"
 SOURCES = ("quality.py", "_methods.py", "_digit_networks.py")
 STARTS = ("init", "pretrained")
 UNTRAINED = (0.5, 0.3)  # besides the others, where networks are tested without training
@@ -54,14 +57,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--seeds", type=int, default=5, help="how many, from 0")
     parser.add_argument("--rounds", type=int, default=20, help="to the lowest density")
+    parser.add_argument("--longer", type=int, default=1, help="times the epochs of each training")
     parser.add_argument(
-        "--plot", type=Path, default=ROOT / "docs" / "quality.svg", help="the picture's file"
+        "--plot", type=Path, help="the picture's file (docs/quality.svg, with --longer none)"
     )
 
 
 def measure(arguments: argparse.Namespace) -> Result:
     """Prune and train with every network, start, seed and method."""
-    settings = {"densities": arguments.densities, "rounds": arguments.rounds}
+    settings = {name: getattr(arguments, name) for name in ("densities", "rounds", "longer")}
     of = digest(SOURCES, settings)
     cells = Cells(FOLDER / "cells.jsonl", of)
     methods = [*arguments.methods, DENSE]
@@ -78,13 +82,14 @@ def measure(arguments: argparse.Namespace) -> Result:
         if key not in cells:
             cells.keep(key, _run(*key, **settings, folder=FOLDER / of))
     result = Result(
-        subject="digits",
+        subject="digits" if arguments.longer == 1 else f"digits-{arguments.longer}-times-longer",
         settings={
             "image": [1, 8, 8],
             "images per class to prune with": 10,
             "seeds": arguments.seeds,
-            **settings,
-            **{name: _about(name) for name in arguments.networks},
+            "densities": arguments.densities,
+            "rounds": arguments.rounds,
+            **{name: _about(name, arguments.longer) for name in arguments.networks},
         },
         rows=[
             row
@@ -94,15 +99,16 @@ def measure(arguments: argparse.Namespace) -> Result:
         ],
         notes=_notes(keys, cells),
     )
-    _quality_plot.draw(result, arguments.plot)
+    if plot := arguments.plot or (PICTURE if arguments.longer == 1 else None):
+        _quality_plot.draw(result, plot)
     return result
 
 
-def _about(name: str) -> str:
+def _about(name: str, longer: int) -> str:
     network = NETWORKS[name]
     size = sum(parameter.numel() for parameter in network.build().parameters())
     trainings = (
-        f"{epochs} epochs from {lr:g} ({start})"
+        f"{longer * epochs} epochs from {lr:g} ({start})"
         for start, (lr, epochs) in (("init", network.init), ("pretrained", network.pretrained))
     )
     how = f"{network.optimiser.__name__}, batches of {BATCH_SIZE}, cosine"
@@ -114,11 +120,14 @@ def _about(name: str) -> str:
 
 def _run(
     network: str, start: str, method: str, seed: int, *,
-    densities: list[float], rounds: int, folder: Path,
+    densities: list[float], rounds: int, longer: int, folder: Path,
 ) -> Cell:  # fmt: skip
     """Prune once, and return the accuracies at each density."""
     train_set, test_set = digits(train=True), digits(train=False)
-    model = _started(network, start, seed, train_set, test_set, folder)
+    train = functools.partial(
+        _train, network=network, seed=seed, longer=longer, train_set=train_set, test_set=test_set
+    )
+    model = _started(network, start, seed, train, folder)
     untrained = [d for d in UNTRAINED if d > densities[0]] if start == "pretrained" else []
     stops, found = [1.0], [{}]
     begun = time.perf_counter()
@@ -139,25 +148,26 @@ def _run(
                 cell["renewed"] = accuracy(_renewed(pruned, train_set), test_set)
         if density not in untrained:
             if kept:  # without weights there is nothing to train
-                _train(pruned, network, start, seed, train_set, test_set)
+                train(pruned, start=start)
             cell["trained"] = accuracy(pruned, test_set)
         at[str(density)] = cell
     return {"prune_seconds": seconds, "at": at}
 
 
 def _train(
-    model: nn.Module, network: str, start: str, seed: int, train_set: Dataset, test_set: Dataset
-) -> None:
+    model: nn.Module, *, network: str, start: str, seed: int, longer: int,
+    train_set: Dataset, test_set: Dataset,
+) -> None:  # fmt: skip
     """Train by the network's recipe for a start."""
     lr, epochs = getattr(NETWORKS[network], start)
     train_and_test(
-        model, train_set, test_set, epochs=epochs, lr=lr, batch_size=BATCH_SIZE,
+        model, train_set, test_set, epochs=longer * epochs, lr=lr, batch_size=BATCH_SIZE,
         optimiser=NETWORKS[network].optimiser, seed=seed, progress=False,
     )  # fmt: skip
 
 
 def _started(
-    network: str, start: str, seed: int, train_set: Dataset, test_set: Dataset, folder: Path
+    network: str, start: str, seed: int, train: Callable[..., None], folder: Path
 ) -> nn.Module:
     """Return a network as it is initialised, or trained: once, and then from its file."""
     torch.manual_seed(seed)
@@ -165,7 +175,7 @@ def _started(
     if start == "pretrained":
         path = folder / f"{network}-{seed}.pt"
         if not path.exists():
-            _train(model, network, "init", seed, train_set, test_set)
+            train(model, start="init")
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.save(model.state_dict(), path.with_suffix(".new"))
             path.with_suffix(".new").rename(path)

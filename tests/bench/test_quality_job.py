@@ -160,7 +160,7 @@ def arguments(monkeypatch, tmp_path: Path) -> argparse.Namespace:
     monkeypatch.setitem(quality.NETWORKS, "tiny", tiny)
     return argparse.Namespace(
         networks=["tiny"], starts=["init", "pretrained"], methods=["magnitude", "random"],
-        densities=[0.2, 0.1], seeds=2, rounds=2, plot=tmp_path / "quality.svg",
+        densities=[0.2, 0.1], seeds=2, rounds=2, longer=1, plot=tmp_path / "quality.svg",
     )  # fmt: skip
 
 
@@ -206,8 +206,22 @@ def test_an_interrupted_job_goes_on_where_it_stopped(arguments, monkeypatch) -> 
     assert quality.measure(arguments).rows == result.rows  # and to the same numbers
 
 
+def test_a_longer_job_is_a_result_of_its_own(arguments, monkeypatch) -> None:
+    epochs = []
+    monkeypatch.setattr(
+        quality, "train_and_test", lambda *a, **settings: epochs.append(settings["epochs"])
+    )
+    arguments.longer, arguments.methods, arguments.seeds = 4, ["random"], 1
+    result = quality.measure(arguments)
+    assert result.subject == "digits-4-times-longer"
+    assert sorted(set(epochs)) == [4 * 1, 4 * 3]
+    assert "12 epochs from 0.1 (init), 4 epochs from 0.05 (pretrained)" in result.settings["tiny"]
+
+
 def test_renewed_statistics_are_those_of_the_pruned_network() -> None:
     model = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False), nn.BatchNorm2d(2)).eval()
+    model[1].running_mean.fill_(3.0)  # what it has seen before counts no more
+    model[1].num_batches_tracked.fill_(5)
     images = torch.randn(256, 1, 4, 4)
     labels = torch.zeros(256, dtype=torch.int64)
     renewed = quality._renewed(model, torch.utils.data.TensorDataset(images, labels))
@@ -215,7 +229,7 @@ def test_renewed_statistics_are_those_of_the_pruned_network() -> None:
     mean, variance = halves.mean((0, 1, 3)), halves.transpose(1, 2).flatten(2).var(2).mean(0)
     assert torch.allclose(renewed[1].running_mean, mean, atol=1e-5)
     assert torch.allclose(renewed[1].running_var, variance, rtol=1e-4)
-    assert torch.equal(model[1].running_mean, torch.zeros(2)) and not renewed.training
+    assert torch.equal(model[1].running_mean, torch.full((2,), 3.0)) and not renewed.training
 
 
 def test_runs_that_keep_other_than_asked_are_named() -> None:
