@@ -3,8 +3,9 @@
 Builds the kernels for this GPU, runs the tests of all ops on it (a required device fails, it does
 not skip), runs compute-sanitizer on a few of them where it is installed, measures the two ceilings
 (copy, matrix product) and every op and whole models against them, against plain torch and against
-torch.compile of the whole score in plain torch; prints a short table and writes bench/results/gpu-<name>-cuda.json. A step that fails or reaches its limit is
-reported and the next one runs. `--dry-run` says what would run; it needs no GPU.
+torch.compile of the whole score in plain torch; prints a short table and writes
+bench/results/gpu-<name>-cuda.json. A step that fails or reaches its limit is reported and the next
+one runs. `--dry-run` says what would run; it needs no GPU.
 """
 
 from __future__ import annotations
