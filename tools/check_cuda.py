@@ -6,7 +6,8 @@
 It fails where registers are spilled, and where a kernel takes more registers or shared memory than
 the table says. No GPU is needed; without nvcc there is nothing to check, and it says so. With
 nvdisasm (pip install nvidia-cuda-nvdisasm) it also reads the machine code: kernels that access
-memory in vectors must hold 128-bit loads.
+memory in vectors must hold 128-bit loads, those for tensor cores their instruction, asynchronous
+copies of 16 bytes and 128-bit loads of shared memory.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypedDict
@@ -29,6 +31,14 @@ SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
 TABLE = ROOT / "csrc" / "cuda" / "registers.json"
 DOCUMENT = ROOT / "docs" / "kernels.md"
 ARCHITECTURES = ("sm_80", "sm_90a", "sm_100a", "sm_120")  # as in CMakeLists.txt
+LOAD, SHARED_LOAD = "128-bit load", "128-bit load of shared memory"
+TENSOR, COPY = "instruction of tensor cores", "asynchronous copy of 16 bytes"
+INSTRUCTIONS = {  # as nvdisasm prints them
+    LOAD: r"\bLDG\.E(\.\w+)*\.128\b",
+    SHARED_LOAD: r"\bLDS(\.\w+)*\.128\b",
+    TENSOR: r"\bHMMA\.16816\.F32\.BF16\b",
+    COPY: r"\bLDGSTS\.E(\.\w+)*\.128\b",
+}
 BEGIN, END = "<!-- registers: begin -->", "<!-- registers: end -->"
 
 
@@ -97,21 +107,21 @@ def measure(nvcc: str, disassembler: str | None) -> tuple[Table, list[str]]:
         kernels: Kernels = {}
         problems = []
         for (_, architecture), job in jobs.items():
-            usages, narrow = job.result()
+            usages, missing = job.result()
             for name, usage in usages.items():
                 kernels.setdefault(name, {})[architecture] = usage
                 if usage["spills"]:
                     problems.append(
                         f"{name} on {architecture}: {usage['spills']} bytes are spilled"
                     )
-            problems += [f"{name} on {architecture}: no 128-bit load" for name in narrow]
+            problems += [f"{name} on {architecture}: no {what}" for name, what in missing]
     return {"nvcc": nvcc_version(nvcc), "kernels": kernels}, problems
 
 
 def compile_one(
     nvcc: str, source: Path, architecture: str, folder: Path, disassembler: str | None
-) -> tuple[dict[str, Usage], list[str]]:
-    """One file for one architecture: what its kernels take, and which lack 128-bit loads."""
+) -> tuple[dict[str, Usage], list[tuple[str, str]]]:
+    """One file for one architecture: what its kernels take, and what they lack."""
     cubin = folder / f"{source.stem}-{architecture}.cubin"
     number = architecture.removeprefix("sm_")
     target = f"-gencode=arch=compute_{number},code={architecture}"
@@ -120,8 +130,10 @@ def compile_one(
     usages = read_usages(log)
     if disassembler is None or not usages:
         return usages, []
-    wide = read_wide_loads(run([disassembler, "-c", str(cubin)]).stdout)
-    return usages, [name for name in usages if uses_vectors(name) and name not in wide]
+    held = read_instructions(run([disassembler, "-c", str(cubin)]).stdout)
+    return usages, [
+        (name, what) for name in usages for what in required(name) if what not in held[name]
+    ]
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:
@@ -165,15 +177,22 @@ def read_usages(log: str) -> dict[str, Usage]:
     return usages
 
 
-def read_wide_loads(sass: str) -> set[str]:
-    """The kernels with at least one 128-bit load from global memory."""
-    wide, name = set(), ""
+def read_instructions(sass: str) -> defaultdict[str, set[str]]:
+    """Which of INSTRUCTIONS each kernel holds."""
+    held, name = defaultdict[str, set[str]](set), ""
     for line in demangle(sass.replace("\n.text.", "\n.text. ")).splitlines():
         if line.startswith(".text. "):
             name = short_name(line.removeprefix(".text. ").rstrip(":"))
-        elif re.search(r"\bLDG\.E(\.\w+)*\.128\b", line):
-            wide.add(name)
-    return wide
+        else:
+            held[name] |= {what for what, form in INSTRUCTIONS.items() if re.search(form, line)}
+    return held
+
+
+def required(name: str) -> list[str]:
+    """What the machine code of this kernel must hold."""
+    if name.startswith("mma_product<"):
+        return [TENSOR, COPY, SHARED_LOAD]
+    return [LOAD] if uses_vectors(name) else []
 
 
 def demangle(text: str) -> str:
@@ -250,7 +269,7 @@ def render(table: Table) -> str:
     shown = {
         name: usages
         for name, usages in sorted(table["kernels"].items())
-        if (uses_vectors(name) or name.startswith("attend"))
+        if (uses_vectors(name) or name.startswith(("attend", "mma_product")))
         and not re.search(r"double|__half|__nv_bfloat16|Cut, (short|long)>", name)
     }
     for name, usages in shown.items():

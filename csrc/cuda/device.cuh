@@ -32,12 +32,34 @@ namespace px::cuda {
           sizeof(name)))
 #endif
 
+// PX_DYNAMIC_SHARED(stages, Stage[4]); declares what launch_with_shared<Stage[4]> makes room for: the one way
+// to more than 48 KiB of shared memory.
+#ifdef __CUDACC__
+#define PX_DYNAMIC_SHARED(name, ...)                               \
+  extern __shared__ __align__(128) unsigned char dynamic_##name[]; \
+  ::std::type_identity_t<__VA_ARGS__>& name =                      \
+      *reinterpret_cast<::std::type_identity_t<__VA_ARGS__>*>(dynamic_##name)
+#else
+#define PX_DYNAMIC_SHARED(name, ...)                                                              \
+  ::std::type_identity_t<__VA_ARGS__>& name = *static_cast<::std::type_identity_t<__VA_ARGS__>*>( \
+      ::emulated::dynamic_shared_memory(sizeof(::std::type_identity_t<__VA_ARGS__>)))
+#endif
+
 // ---- Launching
 
-// Queues `blocks` blocks of `threads` threads. Grids have one dimension: only x reaches 2^31 - 1 blocks.
+#ifdef __CUDACC__
+inline void check_launch(cudaError_t error) {
+  if (error == cudaSuccess) return;
+  (void)cudaGetLastError();  // reported here, so that it does not surface in someone else's check
+  throw std::runtime_error(std::string("CUDA launch failed: ") + cudaGetErrorString(error));
+}
+#endif
+
+// Queues `blocks` blocks of `threads` threads that share `bytes` bytes of PX_DYNAMIC_SHARED. Grids have one
+// dimension: only x reaches 2^31 - 1 blocks.
 template <class... Parameters>
-void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, void* stream,
-            std::type_identity_t<Parameters>... arguments) {
+void launch_with_bytes(void (*kernel)(Parameters...), int64_t blocks, int threads, std::size_t bytes,
+                       void* stream, std::type_identity_t<Parameters>... arguments) {
   if (blocks == 0) return;
   if (blocks > INT32_MAX)
     throw std::runtime_error("a CUDA launch of " + std::to_string(blocks) +
@@ -46,17 +68,29 @@ void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, void* st
   cudaLaunchConfig_t configuration = {};
   configuration.gridDim = dim3(static_cast<unsigned>(blocks));
   configuration.blockDim = dim3(static_cast<unsigned>(threads));
+  configuration.dynamicSmemBytes = bytes;
   configuration.stream = static_cast<cudaStream_t>(stream);
-  const cudaError_t error = cudaLaunchKernelEx(&configuration, kernel, arguments...);
-  if (error != cudaSuccess) {
-    (void)cudaGetLastError();  // reported here, so that it does not surface in someone else's check
-    throw std::runtime_error(std::string("CUDA launch failed: ") + cudaGetErrorString(error));
-  }
+  if (bytes > 0)
+    check_launch(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
+  check_launch(cudaLaunchKernelEx(&configuration, kernel, arguments...));
 #else
   (void)stream;
   emulated::launch<Parameters...>(kernel, static_cast<unsigned>(blocks), static_cast<unsigned>(threads),
-                                  arguments...);
+                                  bytes, arguments...);
 #endif
+}
+
+template <class... Parameters>
+void launch(void (*kernel)(Parameters...), int64_t blocks, int threads, void* stream,
+            std::type_identity_t<Parameters>... arguments) {
+  launch_with_bytes(kernel, blocks, threads, 0, stream, arguments...);
+}
+
+template <class Shared, class... Parameters>
+void launch_with_shared(void (*kernel)(Parameters...), int64_t blocks, int threads, void* stream,
+                        std::type_identity_t<Parameters>... arguments) {
+  launch_with_bytes(kernel, blocks, threads, sizeof(Shared), stream, arguments...);
 }
 
 // ---- Elements
@@ -127,6 +161,77 @@ __device__ inline void store(T* address, const Pack<T, N>& pack) {
 template <class T>
 __host__ __device__ inline bool aligned_to(const T* address, std::size_t bytes) {
   return reinterpret_cast<std::uintptr_t>(address) % bytes == 0;  // so is null
+}
+
+// ---- Asynchronous copies and tensor cores (compute capability 8.0 and later)
+
+// Begins to copy kBytes from global to shared memory, or to write as many zeros where `inside` is false; both
+// addresses are multiples of kBytes, and `from` need only be readable where `inside` holds.
+template <int kBytes>
+__device__ inline void copy_async(void* shared, const void* from, bool inside) {
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
+#ifdef __CUDACC__
+  const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared)), bytes = inside ? kBytes : 0;
+  const std::size_t source = __cvta_generic_to_global(from);
+  if constexpr (kBytes == 16) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(source), "r"(bytes)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(source), "n"(kBytes),
+                 "r"(bytes)
+                 : "memory");
+  }
+#else
+  emulated::copy_async(shared, from, kBytes, inside);
+#endif
+}
+
+// Ends a group of this thread's copies; one may be empty.
+__device__ inline void commit_copies() {
+#ifdef __CUDACC__
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#else
+  emulated::commit_copies();
+#endif
+}
+
+// Waits for this thread's copies but those of the last kGroups groups. Others see them after a barrier.
+template <int kGroups>
+__device__ inline void wait_for_copies() {
+#ifdef __CUDACC__
+  asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
+#else
+  emulated::wait_for_copies(kGroups);
+#endif
+}
+
+// Two numbers rounded to bf16, the first in the low half.
+__device__ inline unsigned pack_bf16(float first, float second) {
+#ifdef __CUDACC__
+  unsigned both;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(second), "f"(first));
+  return both;
+#else
+  return __float2bfloat16(first).bits | static_cast<unsigned>(__float2bfloat16(second).bits) << 16;
+#endif
+}
+
+__device__ inline float first_bf16(unsigned both) { return __uint_as_float(both << 16); }
+__device__ inline float second_bf16(unsigned both) { return __uint_as_float(both & 0xffff0000u); }
+
+// sums += a b for a tile a [16, 16] and b [16, 8] of bf16, over a warp whose lanes all call it. Lane 4g + t
+// holds rows g (of a[0], a[2], sums[0], sums[1]) and g + 8; of a and b the indices 2t, 2t + 1 (a[0], a[1],
+// b[0]) and 2t + 8, 2t + 9; column g of b; columns 2t, 2t + 1 of the sums. Sums are made with at least
+// float's digits, in an order and with a rounding that the hardware keeps to itself.
+__device__ inline void mma_bf16(float (&sums)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+#ifdef __CUDACC__
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+  emulated::mma_bf16(sums, a, b);
+#endif
 }
 
 // ---- Warps and sizes

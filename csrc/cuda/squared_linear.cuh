@@ -3,43 +3,22 @@
 // θ² (W∘W∘M in the contract) is formed where the weight is loaded, and exists in registers and shared memory
 // only.
 //   few tokens (T <= 8)   bound by the bandwidth that reads W; the forward and the backward each read it once
-//   more tokens           tiled products (tile.cuh), bound by arithmetic
+//   more tokens           tiled products on CUDA cores (tile.cuh), bound by arithmetic
+//   many tokens           products on tensor cores (mma_tile.cuh), bound by them: from 128 tokens on, where O
+//   and
+//                         K are multiples of 8 from 64 on, arrays are aligned to 16 bytes and not of doubles
 // docs/kernels.md holds the bytes, flops, floors and registers of each kernel.
 #pragma once
 
 #include <algorithm>
 
 #include "cuda/device.cuh"
+#include "cuda/mma_tile.cuh"
+#include "cuda/squared_weights.cuh"
 #include "cuda/tile.cuh"
 #include "squared_linear.h"
 
 namespace px::cuda {
-
-// Path sums are double where weights are, else float.
-template <class Weight>
-using PathOf = std::conditional_t<std::is_same_v<Weight, double>, double, float>;
-
-// N neighbouring weights and their mask: loaded first and squared later, so that several loads are in flight.
-template <class Weight, int N>
-struct MaskedWeights {
-  Pack<Weight, N> weight = {};
-  Pack<uint8_t, N> mask = {};  // masked, until loaded
-
-  __device__ void load(const Weight* weights, const uint8_t* masks, int64_t at) {
-    weight = cuda::load<N>(weights + at);
-    if (masks) {
-      mask = cuda::load<N>(masks + at);
-    } else {
-#pragma unroll
-      for (int i = 0; i < N; ++i) mask.at[i] = 1;
-    }
-  }
-
-  __device__ PathOf<Weight> squared(int i) const {
-    const PathOf<Weight> w = widen(weight.at[i]);
-    return mask.at[i] ? w * w : PathOf<Weight>(0);  // selected: a masked weight may be NaN
-  }
-};
 
 // ---- Few tokens, forward
 
@@ -181,50 +160,19 @@ __global__ void __launch_bounds__(kBackwardThreads, 2)
   }
 }
 
-// ---- More tokens: how tiled products read the weight, and what they do with a gradient
-
-template <class Weight>
-struct SquaredWeights {
-  const Weight* __restrict__ weight;  // [O, K]
-  const uint8_t* __restrict__ mask;   // [O, K] or null
-  int64_t K;
-
-  template <int N>
-  __device__ Pack<PathOf<Weight>, N> load(int64_t o, int64_t k) const {
-    MaskedWeights<Weight, N> weights;
-    weights.load(weight, mask, o * K + k);
-    Pack<PathOf<Weight>, N> squares;
-#pragma unroll
-    for (int i = 0; i < N; ++i) squares.at[i] = weights.squared(i);
-    return squares;
-  }
-};
-
-// saliency[o, k] += gradient θ²[o, k]
-template <class Weight>
-struct ToSaliency {
-  SquaredWeights<Weight> squared;
-  PathOf<Weight>* __restrict__ saliency;  // [O, K]
-
-  template <int kVector>
-  __device__ void write(int64_t, int64_t o, int64_t k, const Pack<PathOf<Weight>, kVector>& gradient) const {
-    const auto squares = squared.template load<kVector>(o, k);
-    auto scores = cuda::load<kVector>(saliency + o * squared.K + k);
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) scores.at[i] += gradient.at[i] * squares.at[i];
-    store(saliency + o * squared.K + k, scores);
-  }
-};
-
 // ---- Launchers
 
 // Up to this many tokens their sums fit in registers, and W is read once.
 constexpr int kFewTokens = 8;
 
-// How the work is cut; see TileCut.
+// How the work is cut; see TileCut and MmaProduct.
 struct SquaredLinearCut : TileCut {
-  static constexpr int64_t kRowBlocks = 512;  // wanted by the backward of few tokens
-  static constexpr int64_t kLeastRows = 32;   // of its splits
+  using Mma = MmaTile<2, 1, 2, 4, 4>;          // 128 x 128, 256 threads, 4 stages
+  static constexpr int64_t kMmaBlocks = 128;   // one for each multiprocessor of a large GPU
+  static constexpr int64_t kManyTokens = 128;  // from here on tensor cores are worth their tiles
+  static constexpr int64_t kLeastSide = 64;    // of O and K, for the same reason
+  static constexpr int64_t kRowBlocks = 512;   // wanted by the backward of few tokens
+  static constexpr int64_t kLeastRows = 32;    // of its splits
 };
 
 template <class Cut, class Path>
@@ -250,14 +198,22 @@ struct SquaredLinear {
   int64_t T, O, K;
   void *scratch, *stream;
 
+  // Whether the sizes are for tensor cores; arrays that are not aligned fall back to tiles.
+  static bool many_tokens(int64_t T, int64_t O, int64_t K) {
+    return std::is_same_v<Path, float> && T >= Cut::kManyTokens && std::min(O, K) >= Cut::kLeastSide &&
+           O % 8 == 0 && K % 8 == 0;
+  }
+
   static int64_t forward_scratch_bytes(int64_t T, int64_t O, int64_t K) {
-    return T <= kFewTokens ? 0 : product_scratch_bytes<Cut, Path>(T, O, K);
+    if (T <= kFewTokens) return 0;
+    return product_bytes(T, O, K)(T, O, K);
   }
 
   static int64_t backward_scratch_bytes(int64_t T, int64_t O, int64_t K, bool with_dx) {
-    if (T > kFewTokens)
-      return std::max(product_scratch_bytes<Cut, Path>(O, K, T),
-                      with_dx ? product_scratch_bytes<Cut, Path>(T, K, O) : 0);
+    if (T > kFewTokens) {
+      const auto bytes = product_bytes(T, O, K);
+      return std::max(bytes(O, K, T), with_dx ? bytes(T, K, O) : 0);
+    }
     const int64_t splits = with_dx ? row_splits<Cut, Path>(O, K).count : 1;
     return splits == 1 ? 0 : splits * T * K * static_cast<int64_t>(sizeof(Path));
   }
@@ -266,17 +222,22 @@ struct SquaredLinear {
     constexpr int N = kVector;
     if (T == 0 || O == 0) return;
     if (T <= kFewTokens) return forward_few(x, y);
-    if (in_vectors<N>(K, x, weight, mask) && in_vectors<N>(O, y)) return forward_tiled<N>(x, y);
-    forward_tiled<1>(x, y);
+    if constexpr (std::is_same_v<Path, float>)
+      if (many_tokens(T, O, K) && all_aligned(x, y)) return forward_in(on_tensor_cores(), x, y);
+    if (in_vectors<N>(K, x, weight, mask) && in_vectors<N>(O, y)) return forward_in(tiled<N>(), x, y);
+    forward_in(tiled<1>(), x, y);
   }
 
   void backward(const Path* dy, const Path* x, Path* dx, Path* saliency) const {
     constexpr int N = kVector;
     if (T == 0 || K == 0) return;
     const bool rows = in_vectors<N>(K, x, weight, mask, dx, saliency);
+    if constexpr (std::is_same_v<Path, float>)
+      if (many_tokens(T, O, K) && all_aligned(dy, x, dx, saliency))
+        return backward_in(on_tensor_cores(), dy, x, dx, saliency);
     if (T > kFewTokens) {
-      if (rows && in_vectors<N>(O, dy)) return backward_tiled<N>(dy, x, dx, saliency);
-      return backward_tiled<1>(dy, x, dx, saliency);
+      if (rows && in_vectors<N>(O, dy)) return backward_in(tiled<N>(), dy, x, dx, saliency);
+      return backward_in(tiled<1>(), dy, x, dx, saliency);
     }
     if (!rows) return backward_few<1, kFewTokens, 1>(dy, x, dx, saliency);
     if (T == 1) return backward_few<N, 1, 4>(dy, x, dx, saliency);
@@ -284,6 +245,19 @@ struct SquaredLinear {
   }
 
  private:
+  // The scratch of a product of this call, as a function of its M, N, R.
+  static auto product_bytes(int64_t T, int64_t O, int64_t K) {
+    return [many = many_tokens(T, O, K)](int64_t M, int64_t N, int64_t R) {
+      const int64_t tiled = product_scratch_bytes<Cut, Path>(M, N, R);
+      return many ? std::max(tiled, MmaProduct<Cut>::scratch_bytes(M, N, R)) : tiled;
+    };
+  }
+
+  template <class... Arrays>
+  bool all_aligned(Arrays... arrays) const {
+    return aligned_to(weight, 16) && aligned_to(mask, 8) && (aligned_to(arrays, 16) && ...);
+  }
+
   void forward_few(const Path* x, Path* y) const {
     constexpr int N = 16 / sizeof(Weight);
     const auto run = [&](auto kernel, int rows) {
@@ -299,11 +273,21 @@ struct SquaredLinear {
     }
   }
 
+  // How the products of a call are made, given M, N, R: tiles on CUDA cores, or tensor cores.
   template <int N>
-  void forward_tiled(const Path* x, Path* y) const {
+  auto tiled() const {
+    return
+        [this](int64_t M, int64_t N_, int64_t R) { return Product<Cut, Path, N>{M, N_, R, scratch, stream}; };
+  }
+  auto on_tensor_cores() const {
+    return [this](int64_t M, int64_t N, int64_t R) { return MmaProduct<Cut>{M, N, R, scratch, stream}; };
+  }
+
+  template <class MakeProduct>
+  void forward_in(MakeProduct product, const Path* x, Path* y) const {
     const Operand<Contiguous::r, Matrix<Path>> tokens{{x, K}};
     const Operand<Contiguous::r, SquaredWeights<Weight>> outputs{{weight, mask, K}};
-    Product<Cut, Path, N>{T, O, K, scratch, stream}.queue(tokens, outputs, Planes<Path>{y, T, O});
+    product(T, O, K).queue(tokens, outputs, Planes<Path>{y, T, O});
   }
 
   template <int N, int kTokens, int kUnroll>
@@ -316,18 +300,17 @@ struct SquaredLinear {
     if (!direct) launch_add_planes<N>(planes, Planes<Path>{dx, T, K}, T, K, splits, stream);
   }
 
-  template <int N>
-  void backward_tiled(const Path* dy, const Path* x, Path* dx, Path* saliency) const {
+  template <class MakeProduct>
+  void backward_in(MakeProduct product, const Path* dy, const Path* x, Path* dx, Path* saliency) const {
     const SquaredWeights<Weight> squared{weight, mask, K};
     if (dx) {
       const Operand<Contiguous::r, Matrix<Path>> tokens{{dy, O}};
       const Operand<Contiguous::row, SquaredWeights<Weight>> inputs{squared};
-      Product<Cut, Path, N>{T, K, O, scratch, stream}.queue(tokens, inputs, Planes<Path>{dx, T, K});
+      product(T, K, O).queue(tokens, inputs, Planes<Path>{dx, T, K});
     }
     const Operand<Contiguous::row, Matrix<Path>> outputs{{dy, O}};
     const Operand<Contiguous::row, Matrix<Path>> inputs{{x, K}};
-    Product<Cut, Path, N>{O, K, T, scratch, stream}.queue(outputs, inputs,
-                                                          ToSaliency<Weight>{squared, saliency});
+    product(O, K, T).queue(outputs, inputs, ToSaliency<Weight>{squared, saliency});
   }
 };
 

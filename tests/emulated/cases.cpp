@@ -46,10 +46,16 @@ constexpr Case kCases[] = {
     {33, 68, 40, false, true, false},
     {9, 64, 0, false, true, true},
     {12, 0, 8, false, true, true},
+    // Tensor cores: tiles of 32 x 64 x 16.
+    {32, 64, 16, false, true, true},
+    {17, 8, 72, true, true, true},
+    {33, 72, 56, true, true, true},
+    {66, 136, 40, true, true, true},
+    {31, 40, 72, true, false, true},
 };
 
 // Every term is positive, so a relative error bounds every single sum. 2^-23 (2^-52) for each of the at most
-// 300 terms.
+// 300 terms; tensor cores (tests/tolerances.py) take less.
 template <class Path>
 void compare(const std::string& what, Path got, double expected) {
   const double tolerance = 300 * (sizeof(Path) == 4 ? 0x1p-23 : 0x1p-52);
@@ -73,7 +79,7 @@ void run(const Case& c) {
     mask[i] = !masked || random_bits() % 3 != 0;
     const double w = px::cuda::widen(weight[i]);
     square[i] = mask[i] ? w * w : 0;
-    if (!mask[i]) weight[i] = stored<Weight>(NAN);  // must count as 0
+    if (!mask[i]) weight[i] = stored<Weight>(T % 2 ? NAN : 1000.0f);  // must count as 0
   }
 
   Array<unsigned char> scratch(Call::forward_scratch_bytes(T, O, K), true);

@@ -3,6 +3,7 @@
 // Prints PASSED, WRONG with what was found, or ERROR with what the harness reports.
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <map>
 #include <string>
@@ -118,6 +119,83 @@ void atomics() {
   }
 }
 
+// out[i] = in[i] for i < count, then zeros, by way of shared memory.
+__global__ void copy_through_shared(const float* in, float* out, int count) {
+  PX_DYNAMIC_SHARED(values, float[2][128]);
+  for (int half = 0; half < 2; ++half) {
+    const int at = static_cast<int>(threadIdx.x) * 4, i = half * 128 + at;
+    px::cuda::copy_async<16>(&values[half][at], in + i, i < count);
+    px::cuda::commit_copies();
+  }
+  px::cuda::wait_for_copies<1>();
+  __syncthreads();
+  const int i = static_cast<int>(threadIdx.x);
+  for (int at = i; at < 128; at += 32) out[at] = values[0][127 - at];
+  px::cuda::wait_for_copies<0>();
+  __syncthreads();
+  for (int at = i; at < 128; at += 32) out[128 + at] = values[1][127 - at];
+}
+
+void asynchronous_copies() {
+  float* in = nullptr;
+  if (posix_memalign(reinterpret_cast<void**>(&in), 16, 200 * sizeof(float)) != 0) std::abort();
+  for (int i = 0; i < 200; ++i) in[i] = static_cast<float>(i + 1);
+  std::vector<float> out(256);
+  px::cuda::launch_with_shared<float[2][128]>(copy_through_shared, 1, 32, nullptr, in, out.data(), 200);
+  for (int i = 0; i < 256; ++i) {
+    const int from = i / 128 * 128 + 127 - i % 128;
+    expect(static_cast<int>(out[i]), from < 200 ? from + 1 : 0, "copied", i);
+  }
+  std::free(in);
+}
+
+// c [16, 8] = a [16, 16] b [16, 8] of small integers, each lane holding what the documentation of mma says.
+__global__ void multiply_16_8_16(const float* a, const float* b, float* c) {
+  const int group = static_cast<int>(threadIdx.x) / 4, within = static_cast<int>(threadIdx.x) % 4;
+  unsigned of_a[4], of_b[2];
+  for (int i = 0; i < 4; ++i) {
+    const int row = group + i % 2 * 8, k = within * 2 + i / 2 * 8;
+    of_a[i] = px::cuda::pack_bf16(a[row * 16 + k], a[row * 16 + k + 1]);
+  }
+  for (int i = 0; i < 2; ++i) {
+    const int k = within * 2 + i * 8;
+    of_b[i] = px::cuda::pack_bf16(b[k * 8 + group], b[(k + 1) * 8 + group]);
+  }
+  float sums[4] = {1, 2, 3, 4};
+  px::cuda::mma_bf16(sums, of_a, of_b);
+  for (int i = 0; i < 4; ++i) c[(group + i / 2 * 8) * 8 + within * 2 + i % 2] = sums[i];
+}
+
+void tensor_cores() {
+  std::vector<float> a(256), b(128), c(128);
+  for (int i = 0; i < 256; ++i) a[i] = static_cast<float>(i * 7 % 23 - 11);
+  for (int i = 0; i < 128; ++i) b[i] = static_cast<float>(i * 5 % 19 - 9);
+  launch(multiply_16_8_16, 1, 32, nullptr, a.data(), b.data(), c.data());
+  for (int row = 0; row < 16; ++row)
+    for (int column = 0; column < 8; ++column) {
+      int sum = 1 + row / 8 * 2 + column % 2;
+      for (int k = 0; k < 16; ++k) sum += static_cast<int>(a[row * 16 + k] * b[k * 8 + column]);
+      expect(static_cast<int>(c[row * 8 + column]), sum, "product", row * 8 + column);
+    }
+}
+
+// Tensor cores may cut off what lies below the last of 24 digits: here 15 of 2^-24 beside 1.
+__global__ void add_small_terms(float* out) {
+  const bool first = threadIdx.x % 4 == 0;
+  const unsigned small = px::cuda::pack_bf16(0x1p-12f, 0x1p-12f);
+  const unsigned of_a[4] = {first ? px::cuda::pack_bf16(1, 0x1p-12f) : small, small, small, small};
+  const unsigned of_b[2] = {first ? px::cuda::pack_bf16(1, 0x1p-12f) : small, small};
+  float sums[4] = {};
+  px::cuda::mma_bf16(sums, of_a, of_b);
+  out[threadIdx.x] = sums[0];
+}
+
+void cut_off_digits() {
+  std::vector<float> out(32);
+  launch(add_small_terms, 1, 32, nullptr, out.data());
+  for (int i = 0; i < 32; ++i) expect(out[i] == 1, 1, "what 24 digits hold", i);
+}
+
 void no_blocks() { launch(some_return, 0, 32, nullptr, nullptr); }
 
 // ---- mistakes
@@ -178,6 +256,49 @@ __global__ void shared_overrun(int* out) {
 
 __global__ void global_overrun(int* out) { out[threadIdx.x + 1] = 1; }
 
+__global__ void copy_not_waited_for(int* out) {
+  PX_SHARED(values, float[64]);
+  px::cuda::copy_async<4>(&values[threadIdx.x], out + threadIdx.x, true);
+  px::cuda::commit_copies();
+  __syncthreads();
+  out[threadIdx.x] = values[threadIdx.x] != 0;
+}
+
+__global__ void copy_without_barrier(int* out) {
+  PX_SHARED(values, float[64]);
+  px::cuda::copy_async<4>(&values[threadIdx.x], out + threadIdx.x, true);
+  px::cuda::commit_copies();
+  px::cuda::wait_for_copies<0>();
+  out[threadIdx.x] = values[63 - threadIdx.x] != 0;
+}
+
+__global__ void copy_over_what_is_read(int* out) {
+  PX_SHARED(values, float[64]);
+  values[threadIdx.x] = 0;
+  __syncthreads();
+  if (values[63 - threadIdx.x] != 0) out[threadIdx.x] = 1;
+  px::cuda::copy_async<4>(&values[threadIdx.x], out, false);
+  px::cuda::wait_for_copies<0>();
+}
+
+__global__ void misaligned_copy(int* out) {
+  PX_SHARED(values, int[64]);
+  px::cuda::copy_async<16>(values + 4 * threadIdx.x, out + 1, threadIdx.x < 2);
+}
+
+__global__ void mma_in_branch(int* out) {
+  const unsigned a[4] = {}, b[2] = {};
+  float sums[4] = {};
+  if (threadIdx.x % 32 < 16) px::cuda::mma_bf16(sums, a, b);
+  __syncthreads();
+  out[threadIdx.x] = sums[0] != 0;
+}
+
+__global__ void no_room_in_the_launch(int* out) {
+  PX_DYNAMIC_SHARED(values, int[64]);
+  out[threadIdx.x] = values[threadIdx.x] * 0;
+}
+
 __global__ void misaligned_vector(int* out) {
   px::cuda::store(out + threadIdx.x / 32, px::cuda::Pack<int, 4>{});
 }
@@ -213,7 +334,7 @@ void mistake(void (*kernel)(int*)) {
     throw std::runtime_error(first);
   }
   for (int i = 0; i < 64; ++i)
-    if (out[i] != 0) expect(out[i], 0, "NaN was read", i);
+    if (out[i] != 0) expect(out[i], 0, "what was not written was read", i);
 }
 
 void too_many_threads() { launch(some_return, 1, 1025, nullptr, nullptr); }
@@ -225,6 +346,9 @@ void correct() {
   warp_barrier();
   returned_lanes();
   atomics();
+  asynchronous_copies();
+  tensor_cores();
+  cut_off_digits();
   no_blocks();
 }
 
@@ -241,6 +365,12 @@ const std::map<std::string, void (*)()> kCases = {
     {"too_much_shared", [] { mistake(too_much_shared); }},
     {"shared_overrun", [] { mistake(shared_overrun); }},
     {"global_overrun", [] { mistake(global_overrun); }},
+    {"copy_not_waited_for", [] { mistake(copy_not_waited_for); }},
+    {"copy_without_barrier", [] { mistake(copy_without_barrier); }},
+    {"copy_over_what_is_read", [] { mistake(copy_over_what_is_read); }},
+    {"misaligned_copy", [] { mistake(misaligned_copy); }},
+    {"mma_in_branch", [] { mistake(mma_in_branch); }},
+    {"no_room_in_the_launch", [] { mistake(no_room_in_the_launch); }},
     {"misaligned_vector", [] { mistake(misaligned_vector); }},
     {"race_in_block", [] { mistake(race_in_block); }},
     {"atomic_and_plain", [] { mistake(atomic_and_plain); }},

@@ -14,7 +14,7 @@ namespace {
 
 // Many splits, so that a block has little to add up.
 struct HugeCut : px::cuda::SmallCut {
-  static constexpr int64_t kBlocks = 1 << 12, kRowBlocks = 1 << 16;
+  static constexpr int64_t kBlocks = 1 << 12, kMmaBlocks = 1 << 12, kRowBlocks = 1 << 16;
 };
 
 bool failed = false;
@@ -96,7 +96,9 @@ int main() {
   run_gate((int64_t{1} << 31) / 64 + 1, 64);
   run(1, (int64_t{1} << 31) / 64 + 1, 64);   // few tokens: the weight
   run(9, (int64_t{1} << 31) / 64 + 4, 64);   // tiles: the weight
-  run((int64_t{1} << 31) / 64 + 1, 64, 64);  // tiles: the path sums
+  run((int64_t{1} << 31) / 68 + 1, 68, 68);  // tiles: the path sums
+  run((int64_t{1} << 31) / 64 + 1, 64, 64);  // tensor cores: the path sums
+  run(64, (int64_t{1} << 31) / 64 + 8, 64);  // tensor cores: the weight
   if (!failed) std::printf("PASSED\n");
   return failed;
 }

@@ -1,5 +1,5 @@
-// The cut that tests give squared_linear: tiles so small that small arrays reach every tail, every split and
-// both tile sizes. Tiles are not square, so that a row taken for a column shows.
+// The cut that tests give squared_linear: tiles so small that small arrays reach every tail, every split,
+// both tile sizes, and tensor cores. Tiles are not square, so that a row taken for a column shows.
 #pragma once
 
 #include "cuda/squared_linear.cuh"
@@ -13,6 +13,8 @@ struct SmallCut {
   using Large = std::conditional_t<sizeof(Path) == 4, Tile<Path, 32, 64, 8, 8, 8>, Small<Path>>;
   static constexpr int64_t kBlocks = 6, kLeast = 16;
   static constexpr int64_t kRowBlocks = 8, kLeastRows = 8;
+  using Mma = MmaTile<1, 1, 1, 2, 3>;  // 32 x 64
+  static constexpr int64_t kMmaBlocks = 4, kManyTokens = 17, kLeastSide = 8;
 };
 
 }  // namespace px::cuda

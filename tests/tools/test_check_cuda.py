@@ -38,12 +38,25 @@ def test_the_log_is_read() -> None:
 
 
 @needs_demangler
-def test_wide_loads_are_found() -> None:
+def test_instructions_are_found() -> None:
     sass = "\n.text.{}:\n        /*0110*/  {} R8, desc[UR4][R2.64] ;\n"
-    assert check_cuda.read_wide_loads(sass.format(SYMBOL, "LDG.E.128.CONSTANT")) == {NAME}
-    assert check_cuda.read_wide_loads(sass.format(SYMBOL, "LDG.E.128")) == {NAME}
-    assert check_cuda.read_wide_loads(sass.format(SYMBOL, "LDG.E.64.CONSTANT")) == set()
-    assert check_cuda.read_wide_loads(sass.format(SYMBOL, "STG.E.128")) == set()
+
+    def held(instruction: str) -> set[str]:
+        return check_cuda.read_instructions(sass.format(SYMBOL, instruction))[NAME]
+
+    assert held("LDG.E.128.CONSTANT") == held("LDG.E.128") == {check_cuda.LOAD}
+    assert held("LDS.128") == {check_cuda.SHARED_LOAD}
+    assert held("LDGSTS.E.BYPASS.128") == {check_cuda.COPY}
+    assert held("HMMA.16816.F32.BF16") == {check_cuda.TENSOR}
+    assert held("LDG.E.64.CONSTANT") == held("LDS.64") == held("LDGSTS.E.64") == set()
+    assert held("STG.E.128") == set()
+
+
+def test_names_tell_what_kernels_must_hold() -> None:
+    tensor = [check_cuda.TENSOR, check_cuda.COPY, check_cuda.SHARED_LOAD]
+    assert check_cuda.required("mma_product<MmaTile<2, 1, 2, 4, 4>, Planes<float>>") == tensor
+    assert check_cuda.required(NAME) == [check_cuda.LOAD]
+    assert check_cuda.required("add_planes<1, double, Planes<double>>") == []
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,13 @@ struct Index {  // grids and blocks have one dimension, as px::cuda::launch has
 
 enum class State { ready, waiting, done };
 
+struct Copy {  // from global to shared memory, begun and not waited for; with no source, of zeros
+  void* to;
+  const void* from;
+  std::size_t bytes;
+  unsigned group;
+};
+
 struct Thread {
   Stack stack;
   State state = State::ready;
@@ -39,13 +46,15 @@ struct Thread {
   unsigned lane = 0, warp = 0;
   const char* operation = "";  // that it waits in
   Place place;
+  std::vector<Copy> copies;
+  unsigned copy_groups = 0;  // ended ones
 };
 
 // Where the lanes of one mask of one warp meet, and what each brings. Two generations: the first lane may be
 // back while the last still reads.
 struct Meeting {
   struct Value {
-    unsigned char bytes[16];
+    unsigned char bytes[32];
   };
   unsigned arrived = 0, generation = 0;
   const char* operation = "";
@@ -64,7 +73,7 @@ struct Block {
   std::vector<Thread> threads;
   std::vector<Warp> warps;
   std::map<const void*, void*> shared;  // by declaration
-  std::size_t shared_bytes = 0;
+  std::size_t shared_bytes = 0, dynamic_bytes = 0;
   unsigned arrived = 0, ended = 0, generation = 0;
   Place barrier;  // that threads wait in
   char order[2];
@@ -174,18 +183,31 @@ inline void thread_returned() {
   ++block().ended;
 }
 
-// Shared memory of one declaration in one block. It comes filled with NaN, in a heap block of its own, so
-// that what was never written shows in the result and what lies outside it is AddressSanitizer's.
-inline void* shared_memory(const void* declaration, std::size_t bytes) {
+// What fills memory that is not written yet: NaN. Kernels that copy asynchronously may see to NaN in their
+// operands, so there it is 3.3e6, as float and as bf16.
+constexpr unsigned char kNaN = 0xff, kUnset = 0x4a;
+
+// Shared memory of one declaration in one block. It comes filled, in a heap block of its own, so that what
+// was never written shows in the result and what lies outside it is AddressSanitizer's.
+inline void* shared_memory(const void* declaration, std::size_t bytes, unsigned char filled = kNaN) {
   Quiet quiet;
   Block& b = block();
   void*& memory = b.shared[declaration];
   if (!memory) {
     if ((b.shared_bytes += bytes) > kSharedLimit) fail({}, "more than 227 KiB of shared memory");
     if (posix_memalign(&memory, 128, bytes) != 0) std::abort();
-    std::memset(memory, 0xff, bytes);
+    std::memset(memory, filled, bytes);
   }
   return memory;
+}
+
+// The same for what the launch has made room for.
+inline void* dynamic_shared_memory(std::size_t bytes) {
+  Quiet quiet;
+  Block& b = block();
+  if (bytes > b.dynamic_bytes)
+    fail({}, "%zu bytes of dynamic shared memory in a launch of %zu", bytes, b.dynamic_bytes);
+  return shared_memory(&b.dynamic_bytes, bytes, kUnset);
 }
 
 }  // namespace emulated

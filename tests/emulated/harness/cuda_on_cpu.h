@@ -6,9 +6,12 @@
 //   operations, a
 //     warp operation that a lane of its mask never reaches
 //   - shared memory that is read before it is written: it is filled with NaN, and the result shows it
+//   - a fragment in the wrong lane or register: mma takes each from where the documentation says it is
+//   - an asynchronous copy that is not waited for, or that overwrites what others still read: from its
+//     beginning to its end there is nonsense where it goes
 //   - with -fsanitize=address,undefined: accesses out of bounds, accesses that are not aligned to their width
 //   - with -fsanitize=thread: races, also between blocks; only CUDA's own barriers order memory
-// Not covered: PTX, tensor cores and asynchronous copies, weak memory ordering, performance.
+// Not covered: PTX, weak memory ordering, performance.
 #pragma once
 
 #ifdef __CUDACC__
@@ -17,6 +20,7 @@
 
 #include "cuda_types.h"
 #include "launch.h"
+#include "tensor.h"
 
 #define threadIdx (::emulated::thread().index)
 #define blockIdx (::emulated::block().index)

@@ -40,6 +40,12 @@ inline float __half2float(__half v) {
   return v.bits >> 15 ? -magnitude : magnitude;
 }
 
+inline float __uint_as_float(unsigned bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
 // To the nearest, in a tie to the even one.
 inline __nv_bfloat16 __float2bfloat16(float v) {
   std::uint32_t bits;

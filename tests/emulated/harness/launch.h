@@ -106,10 +106,11 @@ inline void run_grid(Block& b, unsigned blocks, unsigned threads) {
   }
 }
 
-// Runs kernel(arguments...) in `blocks` blocks of `threads` threads. Throws std::runtime_error for what a
-// GPU leaves undefined, naming the source line.
+// Runs kernel(arguments...) in `blocks` blocks of `threads` threads and so much dynamic shared memory. Throws
+// std::runtime_error for what a GPU leaves undefined, naming the source line.
 template <class... Parameters>
-void launch(void (*kernel)(Parameters...), unsigned blocks, unsigned threads, Parameters... arguments) {
+void launch(void (*kernel)(Parameters...), unsigned blocks, unsigned threads, std::size_t dynamic_bytes,
+            Parameters... arguments) {
   if (blocks == 0 || threads == 0 || threads > 1024)
     throw std::runtime_error("invalid launch of " + std::to_string(blocks) + " x " + std::to_string(threads));
   auto call = std::make_tuple(kernel, arguments...);
@@ -121,7 +122,7 @@ void launch(void (*kernel)(Parameters...), unsigned blocks, unsigned threads, Pa
   scheduler_stack.sanitizer.fiber = __tsan_get_current_fiber();
 #endif
   Block b;
-  b.blocks_in_grid = {blocks}, b.threads_in_block = {threads};
+  b.blocks_in_grid = {blocks}, b.threads_in_block = {threads}, b.dynamic_bytes = dynamic_bytes;
   __atomic_store_n(&current_block, &b, __ATOMIC_RELAXED);
   release(&launch_begins);
   run_grid(b, blocks, threads);
