@@ -95,7 +95,8 @@ def test_another_compiler_is_not_compared(capsys: pytest.CaptureFixture[str]) ->
 
 def test_spills_and_narrow_loads_are_problems(monkeypatch: pytest.MonkeyPatch) -> None:
     spilled: Usage = {"registers": 128, "shared": 0, "spills": 8}
-    monkeypatch.setattr(check_cuda, "compile_one", lambda *_: ({NAME: spilled}, [NAME]))
+    lacks = [(NAME, check_cuda.LOAD)]
+    monkeypatch.setattr(check_cuda, "compile_one", lambda *_: ({NAME: spilled}, lacks))
     monkeypatch.setattr(check_cuda, "nvcc_version", lambda _: "13.0.88")
     problems = check_cuda.measure("nvcc", None)[1]
     assert f"{NAME} on sm_80: 8 bytes are spilled" in problems
