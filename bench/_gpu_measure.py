@@ -160,7 +160,10 @@ def traced(model: nn.Module, images: Tensor, criterion: str) -> torch.fx.GraphMo
             return [s.clone() for s in pxfast.score(model, images, criterion=criterion).values()]
 
     with plain_torch():
-        return make_fx(scores)(images)
+        module = make_fx(scores)(images)
+    module.graph.eliminate_dead_code()  # what was only read
+    module.recompile()
+    return module
 
 
 class _ReadWhileTraced(TorchDispatchMode):

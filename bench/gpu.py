@@ -81,16 +81,16 @@ def plan(architecture: str, out: Path) -> list[Step]:
     required = {"PXFAST_REQUIRE": "cuda"}
     measure = [python, "-m", "bench._gpu_measure"]
     return [
-        Step("build", [python, "setup.py", "build_ext", "--inplace"], 130,
+        Step("build", [python, "setup.py", "build_ext", "--inplace"], 100,
              {"PXFAST_CUDA": "ON", "PXFAST_CUDA_ARCHS": architecture}),
-        Step("tests", [*tests, "tests/ops", "-k", "cuda"], 90, required),
+        Step("tests", [*tests, "tests/ops", "-k", "cuda"], 80, required),
         Step("compute-sanitizer",
              [*memcheck, *tests, *small, "-k", "cuda and (without_dx or nan_stays)"], 40, required,
              needs="compute-sanitizer"),
         Step("ceilings", [*measure, "ceilings", str(out)], 20),
         Step("ops", [*measure, "ops", str(out)], 80),
         Step("models", [*measure, "models", str(out)], 70),
-        Step("compiled", [*measure, "compiled", str(out)], 50),
+        Step("compiled", [*measure, "compiled", str(out)], 90),
     ]  # fmt: skip
 
 

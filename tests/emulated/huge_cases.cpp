@@ -8,6 +8,7 @@
 
 #include "attention_cut.h"
 #include "cuda/gate.cuh"
+#include "cuda/masked_ones.cuh"
 #include "small_cut.h"
 
 namespace {
@@ -87,11 +88,24 @@ void run_attention(int64_t heads, int64_t columns) {
   expect("dpath", heads, results[last], 7);
 }
 
+// Zeros but the last input of the last token and its bit in the last row.
+void run_ones(int64_t T, int64_t O, int64_t K) {
+  const int64_t words = (K + 31) / 32;
+  float *x = reserve<float>(T * K), *y = reserve<float>(T * O);
+  uint32_t* const bits = reserve<uint32_t>(O * words);
+  x[T * K - 1] = 3, bits[O * words - 1] = 1u << (K - 1) % 32;
+  const auto bytes = px::cuda::ones_linear_scratch_bytes<HugeCut>(T, O, K, px::Dtype::f32);
+  px::cuda::ones_linear<HugeCut>({x, bits, y, T, O, K, px::Dtype::f32}, reserve<char>(1 + bytes), nullptr);
+  expect("y of ones", T, y[T * O - 1], 3);
+}
+
 }  // namespace
 
 int main() {
   emulated::schedule.last_block_only = true;
   run_attention((int64_t{1} << 31) / 16 + 1, 16);
+  run_ones(1, (int64_t{1} << 31) / 4 + 1, 128);   // few tokens: the bits
+  run_ones((int64_t{1} << 31) / 64 + 1, 64, 64);  // tiles: the path sums
   run_gate(1, (int64_t{1} << 31) + 6);
   run_gate((int64_t{1} << 31) / 64 + 1, 64);
   run(1, (int64_t{1} << 31) / 64 + 1, 64);   // few tokens: the weight

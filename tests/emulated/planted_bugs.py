@@ -388,6 +388,16 @@ BUGS = (
         source="ones_cases.cpp",
     ),
     Bug(
+        "an offset of bits in 32 bits",
+        Change(
+            ONES,
+            "bits[(first + r) * words + step + lane]",
+            "bits[static_cast<int>((first + r) * words + step + lane)]",
+        ),
+        FAILURE,
+        source="huge_cases.cpp",
+    ),
+    Bug(
         "all lanes write the word",
         Change(
             ONES, "if (lane == 0 && o < O) bits[at] = word;", "if (o < O) bits[at] = word + lane;"
