@@ -20,7 +20,7 @@
 // Masks: a removed weight counts as exactly 0, whatever it holds (NaN and infinity too); it is never read.
 //        A value or path meets only the weights that are kept: 0 · NaN does not arise.
 // Results: the same bits on every call with the same arguments on the same machine, whatever the threads.
-//        The terms of an output are added in the order of the weight's memory.
+//        The order in which the terms of an output are added depends on shapes and the mask alone.
 //
 // The caller (binding/sparse_dual_conv2d.cpp) checks shapes, types and devices. Kernels trust their
 // arguments.
@@ -50,7 +50,7 @@ struct SparseDualConv2d {
   int threads;  // that may run tasks
 
   // Memory for the list of non-zeros.
-  int64_t* starts;  // [O + 1], zeros at first: where the non-zeros of each output begin
+  int64_t* starts;  // [O + 1], zeros at first: non-zeros of the outputs before each
   uint8_t* used;    // [C], zeros at first: does any output read this channel?
   int32_t* offset;  // [C, kernel]: what a weight reads, from the output's position in the packed input
   void* scratch;    // Plan::scratch_bytes, aligned to 64 bytes, contents arbitrary

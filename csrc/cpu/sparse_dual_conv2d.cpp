@@ -9,13 +9,17 @@
 // in registers (sparse_dual_conv2d_tile.h). The loads bound it: two vectors for one multiply-add and one
 // addition.
 //
-// A 1 × 1 kernel reads every line once for an output. Where it has many channels and many weights, tiles are
-// narrow, and all outputs go through a block of channels, which stays in the first-level cache, before the
-// next block.
+// Where the mask keeps many weights and registers suffice, outputs go in groups that share what is loaded
+// (sparse_dual_conv2d_group.h), through one block of channels after another.
+//
+// A 1 × 1 kernel reads every line once for an output. Where outputs are single and there are many channels
+// and many weights, tiles are narrow, and all outputs go through a block of channels, which stays in the
+// first-level cache, before the next block.
 #include "sparse_dual_conv2d.h"
 
 #include <stdexcept>
 
+#include "cpu/sparse_dual_conv2d_group.h"
 #include "cpu/sparse_dual_conv2d_layout.h"
 #include "cpu/sparse_dual_conv2d_tile.h"
 
@@ -27,10 +31,12 @@ constexpr int64_t cache_line = 64;
 constexpr int64_t window_bytes = 1 << 18;    // of packed input to work on: measured, see bench
 constexpr int64_t block_bytes = 1 << 14;     // of a tile's input to stay in the first-level cache
 constexpr int64_t worth_a_block = 6;         // terms of an output
+constexpr int64_t terms_worth_a_block = 96;  // of a group of outputs
 constexpr int64_t terms_ahead = 3;           // outputs whose next terms are on their way from memory
 constexpr int64_t terms_fetched = 24;        // of each
 constexpr int64_t worth_a_thread = 1 << 15;  // bytes of the mask
 constexpr int64_t o_block = 16;              // the fewest outputs that are worth packing the input for
+constexpr double worth_a_group = 0.15;       // of the weights kept: measured, see bench
 
 int64_t terms_of(const SparseDualConv2d& call) { return call.C * call.kernel[0] * call.kernel[1]; }
 
@@ -39,24 +45,34 @@ template <class element>
 struct Cut {
   static constexpr int64_t step = cache_line / sizeof(element);
   Geometry g;
+  int64_t group = 1;                  // outputs at a time
   int64_t tile = tile_size<element>;  // positions
   int64_t channel_block;              // channels that a tile goes through at a time
-  int64_t channels = 0;               // that are read
-  int64_t range;                      // positions that a worker packs for at a time
-  int64_t line;                       // elements of a packed line
-  int64_t ranges, blocks, workers;
+  int64_t channel_blocks;
+  int64_t channels = 0;  // that are read
+  int64_t range;         // positions that a worker packs for at a time
+  int64_t line;          // elements of a packed line
+  int64_t ranges, blocks, groups, workers;
   int64_t runs;  // of a line, at most
   int64_t sums;  // tiles of them that are open at a time
-  int64_t list_bytes, worker_bytes;
+  int64_t list_bytes, count_bytes, worker_bytes;
 
   explicit Cut(const SparseDualConv2d& call) : g(call) {
     for (int64_t c = 0; c < call.C; ++c) channels += call.used[c];
+    const bool dense = double(call.starts[call.O]) >= worth_a_group * double(call.O * terms_of(call));
+    if (group_size > 1 && dense) group = group_size, tile = group_tile<element>;
     // Blocks of channels: where no line is read twice for an output anyway.
     const int64_t narrow = min(2 * step, tile), fit = block_bytes / (2 * narrow * int64_t(sizeof(element)));
-    const bool blocked =
-        g.reach == 0 && channels > 2 * fit && call.starts[call.O] * fit >= worth_a_block * call.O * channels;
+    const bool blocked = group == 1 && g.reach == 0 && channels > 2 * fit &&
+                         call.starts[call.O] * fit >= worth_a_block * call.O * channels;
     if (blocked) tile = narrow;
     channel_block = blocked ? fit : max(channels, 1);
+    if (group > 1) {  // of all channels, read or not
+      const int64_t bytes = 2 * (tile + g.reach) * g.phases() * int64_t(sizeof(element));
+      channel_block = g.reach == 0 ? call.C : clamp(block_bytes / bytes, 1, call.C);
+      if (channel_block * call.kernel[0] * call.kernel[1] < terms_worth_a_block) channel_block = call.C;
+    }
+    channel_blocks = ceil_div(call.C, channel_block);
     const int64_t lines = 2 * g.phases() * max(channels, 1);
     const int64_t fits = window_bytes / int64_t(sizeof(element)) / lines - g.reach;
     const int64_t share = ceil_div(g.positions, 2 * call.threads);  // two for each thread
@@ -69,8 +85,13 @@ struct Cut {
                  : clamp(ceil_div(2 * call.threads, ranges), 1, ceil_div(call.O, o_block));
     workers = min(call.threads, ranges * blocks);
     runs = line / g.x.pitch + 2;
-    list_bytes = round_up(call.starts[call.O] * sizeof(Term<element>), cache_line);
-    sums = channel_block < channels ? call.O : 1;
+    groups = ceil_div(call.O, group);
+    list_bytes = round_up(group > 1 ? groups * terms_of(call) * sizeof(GroupTerm<element>)
+                                    : call.starts[call.O] * sizeof(Term<element>),
+                          cache_line);
+    count_bytes = group > 1 ? round_up(groups * channel_blocks * patterns * sizeof(uint32_t), cache_line) : 0;
+    const bool wait = group > 1 ? channel_blocks > 1 : channel_block < channels;
+    sums = wait ? round_up(call.O, group) : group;
     worker_bytes = runs_bytes() + sums_bytes() + packed_size() * sizeof(element);
   }
   int64_t to_path() const { return g.phases() * line; }  // from a channel's value to its path
@@ -109,9 +130,9 @@ struct Kernels {
     }
     list_offsets(call, cut);
     const int64_t K = max(terms_of(call), 1);
-    return {{call.O, cut.workers},
-            {ceil_div(worth_a_thread, K), 1},
-            std::size_t(cut.list_bytes + cut.workers * cut.worker_bytes)};
+    return {{cut.groups, cut.workers},
+            {ceil_div(worth_a_thread, cut.group * K), 1},
+            std::size_t(cut.list_bytes + cut.count_bytes + cut.workers * cut.worker_bytes)};
   }
 
   static void list_offsets(const SparseDualConv2d& call, const Cut<element>& cut) {
@@ -130,10 +151,11 @@ struct Kernels {
   }
 
   static void run(const SparseDualConv2d& call, int step, int64_t begin, int64_t end) {
+    const Cut<element> cut(call);
     if (step == 0) {
-      for (int64_t o = begin; o < end; ++o) gather(call, o);
+      for (int64_t i = begin; i < end; ++i) cut.group > 1 ? gather_group(call, cut, i) : gather(call, i);
     } else {
-      for (int64_t worker = begin; worker < end; ++worker) convolve(call, worker);
+      for (int64_t worker = begin; worker < end; ++worker) convolve(call, cut, worker);
     }
   }
 
@@ -162,10 +184,40 @@ struct Kernels {
     for (Terms* t = first; t != term; ++t) *t = {call.offset[t->offset], weight[t->offset]};
   }
 
+  // What a group of outputs keeps of a block of channels.
+  static GroupTerm<element>* group_terms(const SparseDualConv2d& call, const Cut<element>& cut, int64_t group,
+                                         int64_t block) {
+    const int64_t kernel = call.kernel[0] * call.kernel[1];
+    return static_cast<GroupTerm<element>*>(call.scratch) +
+           (group * call.C + block * cut.channel_block) * kernel;
+  }
+
+  static uint32_t* group_count(const SparseDualConv2d& call, const Cut<element>& cut, int64_t group,
+                               int64_t block) {
+    return reinterpret_cast<uint32_t*>(static_cast<char*>(call.scratch) + cut.list_bytes) +
+           (group * cut.channel_blocks + block) * patterns;
+  }
+
+  static void gather_group(const SparseDualConv2d& call, const Cut<element>& cut, int64_t group) {
+    const int64_t kernel = call.kernel[0] * call.kernel[1], K = call.C * kernel, o = group * cut.group;
+    for (int64_t block = 0; block < cut.channel_blocks; ++block) {
+      const Range channels = part(block, cut.channel_block, call.C);
+      const int64_t first = o * K + channels.begin * kernel;
+      GroupList<element> list{call.mask + first,
+                              static_cast<const element*>(call.weight) + first,
+                              call.offset + channels.begin * kernel,
+                              K,
+                              channels.size() * kernel,
+                              min(cut.group, call.O - o),
+                              {}};
+      list.list(group_terms(call, cut, group, block), group_count(call, cut, group, block));
+    }
+  }
+
   // A worker's share of the ranges of positions, times blocks of outputs.
-  static void convolve(const SparseDualConv2d& call, int64_t worker) {
-    const Cut<element> cut(call);
-    char* const scratch = static_cast<char*>(call.scratch) + cut.list_bytes + worker * cut.worker_bytes;
+  static void convolve(const SparseDualConv2d& call, const Cut<element>& cut, int64_t worker) {
+    char* const scratch =
+        static_cast<char*>(call.scratch) + cut.list_bytes + cut.count_bytes + worker * cut.worker_bytes;
     Run* const runs = reinterpret_cast<Run*>(scratch);
     element* const sums = reinterpret_cast<element*>(scratch + cut.runs_bytes());
     element* const packed = reinterpret_cast<element*>(scratch + cut.runs_bytes() + cut.sums_bytes());
@@ -176,10 +228,13 @@ struct Kernels {
       const Range positions = part(range, cut.range, cut.g.positions);
       if (range != packed_range) pack_range(call, cut, positions.begin, runs, packed);
       packed_range = range;
-      const Range outputs = part(unit % cut.blocks, ceil_div(call.O, cut.blocks), call.O);
+      const int64_t block = round_up(ceil_div(call.O, cut.blocks), cut.group);
+      const Range outputs = part(unit % cut.blocks, block, call.O);
       for (int64_t p = positions.begin; p < positions.end; p += cut.tile) {
         const Range tile{p, min(p + cut.tile, positions.end)};
-        convolve_tile(call, cut, tile, outputs, packed + p - positions.begin, sums);
+        const element* const first = packed + p - positions.begin;
+        cut.group > 1 ? convolve_groups(call, cut, tile, outputs, first, sums)
+                      : convolve_tile(call, cut, tile, outputs, first, sums);
       }
     }
   }
@@ -208,6 +263,49 @@ struct Kernels {
     for (int64_t i = 0; i < count; ++i) {
       prefetch<1>(y + runs[i].value, runs[i].size);
       prefetch<1>(path_out + runs[i].value, runs[i].size);
+    }
+  }
+
+  // All outputs in `outputs` at the positions in `tile`, the first of which reads from `packed` on, a group
+  // at a time. Where channels come in blocks, `sums` holds the outputs' sums.
+  static void convolve_groups(const SparseDualConv2d& call, const Cut<element>& cut, Range tile,
+                              Range outputs, const element* packed, element* sums) {
+    Run runs[group_tile<element>];
+    const int64_t count = output_runs(call, cut.g, tile, runs), area = cut.g.y.out * cut.g.x.out;
+    if (count == 0) return;
+    const int64_t vectors = ceil_div(tile.size(), lanes<element>), blocks = cut.channel_blocks;
+    const bool direct = blocks == 1 && runs[0].size == vectors * lanes<element>;
+    const auto kernel = call.squared ? sum_group<true, element> : sum_group<false, element>;
+    for (int64_t block = 0; block < blocks; ++block) {
+      for (int64_t o = outputs.begin; o < outputs.end; o += cut.group) {
+        const int64_t group = o / cut.group, some = min(cut.group, outputs.end - o);
+        element* const own = sums + (blocks > 1 ? o : 0) * 2 * cut.tile;
+        element* const y = static_cast<element*>(call.y) + o * area;
+        element* const path_out = static_cast<element*>(call.path_out) + o * area;
+        GroupSums<element> s{group_terms(call, cut, group, block),
+                             group_count(call, cut, group, block),
+                             block > 0,
+                             {},
+                             {},
+                             {}};
+        for (int64_t g = 0; g < cut.group; ++g) {
+          const bool there = direct && g < some;
+          s.bias[g] = call.bias && g < some ? static_cast<const element*>(call.bias)[o + g] : 0;
+          s.y[g] = there ? y + g * area + runs[0].value : own + 2 * g * cut.tile;
+          s.path_out[g] = there ? path_out + g * area + runs[0].value : own + (2 * g + 1) * cut.tile;
+        }
+        const bool last = block + 1 == blocks;
+        for (int64_t g = cut.group; last && o + g < outputs.end && g < 2 * cut.group; ++g) {
+          fetch(y + g * area, path_out + g * area, runs, count);
+        }
+        kernel(vectors, packed, packed + cut.to_path(), s);
+        for (int64_t g = 0; g < some && last && !direct; ++g) {
+          for (int64_t i = 0; i < count; ++i) {
+            copy(y + g * area + runs[i].value, s.y[g] + runs[i].packed, runs[i].size);
+            copy(path_out + g * area + runs[i].value, s.path_out[g] + runs[i].packed, runs[i].size);
+          }
+        }
+      }
     }
   }
 

@@ -21,8 +21,9 @@ from pxfast.ops._declare import declare
 from pxfast.reference import sparse_dual_conv2d as reference
 
 _OP = "sparse_dual_conv2d"
-_PAYS_BELOW = 0.4  # of the weights kept
-_PAYS_BELOW_ON_SMALL_MAPS, _SMALL_MAP = 0.25, 64  # height times width
+_PAYS_BELOW = 0.4  # of the weights kept, where outputs are computed one by one
+_PAYS_BELOW_AT_FEW_POSITIONS, _FEW_POSITIONS = 0.15, 200  # samples times height times width
+_GROUPING = "avx512"  # the instruction set with kernels that take four outputs at a time
 
 
 def sparse_dual_conv2d(
@@ -76,8 +77,9 @@ def sparse_dual_conv2d(
 def sparse_dual_conv2d_pays(value: Tensor, weight: Tensor, density: float) -> bool:
     """Whether `sparse_dual_conv2d` is expected to beat two dense convolutions.
 
-    The rule: there are kernels for value's device and dtype, and the mask keeps at most 40% of the
-    weights, or a quarter where maps have no more than 64 positions. What it rests on is measured by
+    The rule: there are kernels for value's device and dtype, and the mask keeps at most 15% of the
+    weights where value has no more than 200 positions (of all samples together), at most 40% where
+    the instruction set is none that groups outputs, else any share. What it rests on is measured by
     `python bench/run.py sparse-dual-conv2d`.
 
     Args:
@@ -86,17 +88,16 @@ def sparse_dual_conv2d_pays(value: Tensor, weight: Tensor, density: float) -> bo
         density: share of the weights that the mask keeps.
 
     Example:
-        >>> sparse_dual_conv2d_pays(torch.ones(1, 8, 4, 4), torch.ones(8, 8, 3, 3), 0.9)
+        >>> sparse_dual_conv2d_pays(torch.ones(1, 8, 4, 4), torch.ones(8, 8, 3, 3), 0.5)
         False
     """
-    positions = value.shape[-2] * value.shape[-1]
-    return (
-        _native.problem is None
-        and value.device.type == "cpu"
-        and value.dtype == weight.dtype
-        and value.dtype in (torch.float32, torch.float64)
-        and density <= (_PAYS_BELOW if positions > _SMALL_MAP else _PAYS_BELOW_ON_SMALL_MAPS)
-    )
+    if _native.problem is not None or value.device.type != "cpu":
+        return False
+    if value.dtype != weight.dtype or value.dtype not in (torch.float32, torch.float64):
+        return False
+    if value.shape[0] * value.shape[2] * value.shape[3] <= _FEW_POSITIONS:
+        return density <= _PAYS_BELOW_AT_FEW_POSITIONS
+    return density <= _PAYS_BELOW or torch.ops.pxfast.cpu_isa() == _GROUPING
 
 
 def _pair(value: int | Sequence[int]) -> list[int]:

@@ -53,6 +53,7 @@ class Structure:
 # parts as repay reading them again (docs/method.md, "Parts of a batch").
 PART_BYTES = 256 * 2**20
 PART_WEIGHTS = 4  # times the bytes of the weights, at least
+MASKED_PART = 2  # times as much under masks: each part lists their non-zeros again
 
 
 @dataclass
@@ -279,7 +280,9 @@ class Passes:
         structure = self._structure_of(batch)
         if not structure.separable:
             return batch.size
-        wanted = max(PART_BYTES, PART_WEIGHTS * self._weight_bytes)
+        masked = self.weights.thinned or bool(self.weights.masks)
+        times = PART_WEIGHTS * (MASKED_PART if masked else 1)
+        wanted = max(PART_BYTES, times * self._weight_bytes)
         return max(1, math.ceil(wanted / max(1, structure.bytes)))
 
     @functools.cached_property

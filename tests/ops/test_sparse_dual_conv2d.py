@@ -137,12 +137,14 @@ GEOMETRIES = [
 @pytest.mark.parametrize("dtype", [F32, F64], ids=["float32", "float64"])
 def test_values(backend: Backend, dtype: torch.dtype, squared: bool):
     for geometry in GEOMETRIES:
-        for bias in (False, True):
-            case = Case(*geometry, squared=squared, dtype=dtype, bias=bias)
+        for bias, density in ((False, 0.3), (True, 0.3), (True, 0.1), (True, 0.7)):
+            kind = {"squared": squared, "dtype": dtype, "bias": bias, "density": density}
+            case = Case(*geometry, **kind)
             case.check(*case.run(backend))
 
 
-# Tiles are 24, 48 and 128 positions (float64: half of that), vectors 4, 8 and 16.
+# Tiles are 24, 48 and 128 positions, 48 for outputs in groups (float64: half of that), vectors 4,
+# 8 and 16.
 @everywhere
 @pytest.mark.parametrize(
     "size", [1, 3, 4, 5, 15, 16, 17, 23, 24, 25, 47, 48, 49, 127, 128, 129, 257]
@@ -153,8 +155,8 @@ def test_sizes_around_tiles(backend: Backend, size: int):
         ((3, 3, 1, size), (1, 1)),
         ((1, 3, 2, size), (3, 3), (1, 1), (1, 1)),
     ):
-        for dtype in (F32, F64):
-            case = Case(shape, 2, *geometry, dtype=dtype)
+        for dtype, density in itertools.product((F32, F64), (0.1, 0.6)):
+            case = Case(shape, 2, *geometry, dtype=dtype, density=density)
             case.check(*case.run(backend))
 
 
@@ -163,7 +165,19 @@ def test_sizes_around_tiles(backend: Backend, size: int):
 def test_layers_of_several_ranges_of_positions(backend: Backend, pixels: int):
     for kernel, stride, padding in ((3, 1, 1), (3, 2, 1), (1, 1, 0), (1, 2, 0)):
         pairs = [(kernel,) * 2, (stride,) * 2, (padding,) * 2]
-        case = Case((3, 64, pixels, pixels), 20, *pairs, density=0.05)
+        for density in (0.05, 0.4):
+            case = Case((3, 64, pixels, pixels), 22, *pairs, density=density)
+            case.check(*case.run(backend))
+
+
+@natively
+@pytest.mark.parametrize("dtype", [F32, F64], ids=["float32", "float64"])
+def test_groups_of_outputs_through_blocks_of_channels(backend: Backend, dtype: torch.dtype):
+    """Kernels with a window and many channels: the sums of groups wait in memory between blocks."""
+    for O, squared in ((1, False), (4, True), (7, False), (18, False)):
+        kind = {"squared": squared, "density": 0.5, "dtype": dtype}
+        case = Case((2, 150, 6, 9), O, (3, 3), (1, 1), (1, 1), **kind)
+        case.mask[:, 30:70], case.mask[0] = False, False
         case.check(*case.run(backend))
 
 
@@ -289,8 +303,8 @@ def test_what_lies_around_the_arguments_is_not_used(backend: Backend, dtype: tor
 
 @natively
 def test_threads_do_not_change_bits(backend: Backend):
-    for shape in ((1, 40, 7, 7), (5, 20, 30, 31)):
-        case = Case(shape, 70, (3, 3), (1, 1), (1, 1))
+    for shape, density in itertools.product(((1, 40, 7, 7), (5, 20, 30, 31)), (0.1, 0.4)):
+        case = Case(shape, 70, (3, 3), (1, 1), (1, 1), density=density)
         threads, results = torch.get_num_threads(), []
         try:
             for n in (1, 2, 3, 3):
@@ -305,7 +319,12 @@ def test_threads_do_not_change_bits(backend: Backend):
 
 @natively
 def test_a_sample_gives_the_same_bits_alone(backend: Backend):
-    case = Case((5, 9, 7, 9), 6, (3, 3), (1, 1), (1, 1))
+    for density in (0.1, 0.4):
+        case = Case((5, 9, 7, 9), 6, (3, 3), (1, 1), (1, 1), density=density)
+        check_samples_alone(backend, case)
+
+
+def check_samples_alone(backend: Backend, case: Case):
     together = case.run(backend)
     for n in range(5):
         alone = copy.copy(case)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import nets
 import pytest
 import torch
-from backends import need
+from backends import instruction_set, instruction_sets, need
 from tolerances import DEEP_NET, close
 from torch import nn
 
@@ -82,7 +82,9 @@ def test_where_it_does_not_pay_layers_stay_dense(calls):
     model, x = geometries(), torch.randn(3, 2, 20, 17)
     model(x)
     model.eval()
-    pxfast.score(model, x, masks=nets.random_masks(model, 0.6))
+    with instruction_set("base"):
+        pxfast.score(model, x, masks=nets.random_masks(model, 0.6))
+    pxfast.score(model[:2], x[..., :8, :8], masks=nets.random_masks(model[:2], 0.6))
     pxfast.score(model, x, masks=nets.random_masks(model, 0.2), dtype=torch.bfloat16)
     assert not calls
     channels_last = x.contiguous(memory_format=torch.channels_last)
@@ -91,10 +93,12 @@ def test_where_it_does_not_pay_layers_stay_dense(calls):
 
 
 def test_when_few_weights_are_few_enough():
-    weight, large, small = torch.ones(8, 8, 3, 3), torch.ones(1, 8, 9, 8), torch.ones(1, 8, 8, 8)
-    assert ops.sparse_dual_conv2d_pays(large, weight, 0.4)
-    assert not ops.sparse_dual_conv2d_pays(large, weight, 0.41)
-    assert ops.sparse_dual_conv2d_pays(small, weight, 0.25)
-    assert not ops.sparse_dual_conv2d_pays(small, weight, 0.26)
-    assert not ops.sparse_dual_conv2d_pays(large.bfloat16(), weight, 0.1)
-    assert not ops.sparse_dual_conv2d_pays(large.to("meta"), weight, 0.1)
+    weight, large, small = torch.ones(8, 8, 3, 3), torch.ones(3, 8, 67, 1), torch.ones(2, 8, 10, 10)
+    for isa in instruction_sets():
+        with instruction_set(isa):
+            assert ops.sparse_dual_conv2d_pays(large, weight, 0.4)
+            assert ops.sparse_dual_conv2d_pays(large, weight, 0.41) == (isa == "avx512")
+            assert ops.sparse_dual_conv2d_pays(small, weight, 0.15)
+            assert not ops.sparse_dual_conv2d_pays(small, weight, 0.16)
+            assert not ops.sparse_dual_conv2d_pays(large.bfloat16(), weight, 0.1)
+            assert not ops.sparse_dual_conv2d_pays(large.to("meta"), weight, 0.1)
