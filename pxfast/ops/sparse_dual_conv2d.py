@@ -18,10 +18,12 @@ from torch import Tensor
 
 from pxfast import _native
 from pxfast.ops._declare import declare
+from pxfast.ops.masked_ones import masked_ones_pays
 from pxfast.reference import sparse_dual_conv2d as reference
 
 _OP = "sparse_dual_conv2d"
 _PAYS_BELOW = 0.4  # of the weights kept, where outputs are computed one by one
+_GROUPS_PAY_BELOW = 0.5  # where the path sum alone could go through the bits of the mask
 _PAYS_BELOW_AT_FEW_POSITIONS, _FEW_POSITIONS = 0.15, 200  # samples times height times width
 _GROUPING = "avx512"  # the instruction set with kernels that take four outputs at a time
 
@@ -75,11 +77,12 @@ def sparse_dual_conv2d(
 
 
 def sparse_dual_conv2d_pays(value: Tensor, weight: Tensor, density: float) -> bool:
-    """Whether `sparse_dual_conv2d` is expected to beat two dense convolutions.
+    """Whether `sparse_dual_conv2d` is expected to beat two convolutions, of value and of path sum.
 
     The rule: there are kernels for value's device and dtype, and the mask keeps at most 15% of the
-    weights where value has no more than 200 positions (of all samples together), at most 40% where
-    the instruction set is none that groups outputs, else any share. What it rests on is measured by
+    weights where value has no more than 200 positions (of all samples together); at most 40% where
+    the instruction set is none that groups outputs; at most half where `masked_ones_conv2d` pays
+    for the path sum; else any share. What it rests on is measured by
     `python bench/run.py sparse-dual-conv2d`.
 
     Args:
@@ -97,7 +100,9 @@ def sparse_dual_conv2d_pays(value: Tensor, weight: Tensor, density: float) -> bo
         return False
     if value.shape[0] * value.shape[2] * value.shape[3] <= _FEW_POSITIONS:
         return density <= _PAYS_BELOW_AT_FEW_POSITIONS
-    return density <= _PAYS_BELOW or torch.ops.pxfast.cpu_isa() == _GROUPING
+    if torch.ops.pxfast.cpu_isa() != _GROUPING:
+        return density <= _PAYS_BELOW
+    return density <= _GROUPS_PAY_BELOW or not masked_ones_pays(value, weight.shape[0])
 
 
 def _pair(value: int | Sequence[int]) -> list[int]:

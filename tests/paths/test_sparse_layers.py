@@ -93,11 +93,15 @@ def test_where_it_does_not_pay_layers_stay_dense(calls):
 
 
 def test_when_few_weights_are_few_enough():
-    weight, large, small = torch.ones(8, 8, 3, 3), torch.ones(3, 8, 67, 1), torch.ones(2, 8, 10, 10)
+    weight, many = torch.ones(8, 8, 3, 3), torch.ones(64, 8, 3, 3)
+    large, small = torch.ones(3, 8, 67, 1), torch.ones(2, 8, 10, 10)
     for isa in instruction_sets():
         with instruction_set(isa):
             assert ops.sparse_dual_conv2d_pays(large, weight, 0.4)
             assert ops.sparse_dual_conv2d_pays(large, weight, 0.41) == (isa == "avx512")
+            assert ops.sparse_dual_conv2d_pays(large, weight, 1.0) == (isa == "avx512")
+            assert ops.sparse_dual_conv2d_pays(large, many, 0.5) == (isa == "avx512")
+            assert not ops.sparse_dual_conv2d_pays(large, many, 0.51)
             assert ops.sparse_dual_conv2d_pays(small, weight, 0.15)
             assert not ops.sparse_dual_conv2d_pays(small, weight, 0.16)
             assert not ops.sparse_dual_conv2d_pays(large.bfloat16(), weight, 0.1)
