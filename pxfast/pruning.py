@@ -175,6 +175,7 @@ class _Loop:
                 scores = self.score(state)
                 reported |= _report_branches(state, reported)
                 state = self.select(state, scores)
+                del scores  # of the model's size: gone before the next round makes its own
                 if self.file is not None:
                     self.file.save(state)
                 bar.set_postfix_str(f"density {_density(state.masks):.3%}", refresh=False)

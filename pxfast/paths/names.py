@@ -3,7 +3,7 @@ the tensor."""
 
 from __future__ import annotations
 
-import inspect
+import sys
 from collections.abc import Container, Iterator
 
 from torch import Tensor, nn
@@ -44,11 +44,12 @@ def running_module(model: nn.Module) -> str:
 
 def innermost_module(known: Container[int]) -> nn.Module | None:
     """The innermost module on the Python stack whose id is known."""
-    frame = inspect.currentframe()
+    frame = sys._getframe(1)  # not this one: it would hold itself, and all frames below it
     while frame is not None:
-        module = frame.f_locals.get("self")
-        if isinstance(module, nn.Module) and id(module) in known:
-            return module
+        if frame.f_code.co_varnames[:1] == ("self",):
+            module = frame.f_locals.get("self")
+            if isinstance(module, nn.Module) and id(module) in known:
+                return module
         frame = frame.f_back
     return None
 

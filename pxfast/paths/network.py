@@ -57,8 +57,6 @@ class Network:
             memory.
         coupled: whether samples of a batch have met, in statistics of the batch.
         products: gate · value products met so far, whose side branches get scores of their own.
-        anchor: requires grad, so that the backward also reaches the first layer, whose input needs
-            none.
     """
 
     weights: Weights
@@ -73,7 +71,6 @@ class Network:
     bytes: int = 0
     coupled: bool = False
     products: list[Product] = field(default_factory=list)
-    anchor: Tensor = field(default_factory=lambda: torch.zeros((), requires_grad=True))
 
     # ---- for rules -------------------------------------------------------------------------------
 
@@ -178,6 +175,12 @@ class Network:
             factor.dtype if factor.dtype is torch.bool else self.dtype
         )  # an open-or-closed gate stays one byte
         return factor.detach().to(dtype=dtype, device=self.path_device)
+
+    @property
+    def anchor(self) -> Tensor:
+        """A leaf that requires grad, a new one for each use of a weight: the backward also reaches
+        the first layer, whose input needs none, and can be led to some layers alone (side.py)."""
+        return torch.zeros((), requires_grad=True)
 
     @property
     def path_device(self) -> torch.device:

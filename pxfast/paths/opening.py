@@ -100,7 +100,8 @@ class Opening:
     """What a gate came out of.
 
     Attributes:
-        activation: its name, or None for attention logits, which nothing has opened yet.
+        activation: its name, or None for attention logits, which nothing has opened yet; "exp" for
+            exponentials of logits, which are a softmax once they are divided by their sum.
         entering: the path sums at its input.
         attention: whether that is a product of queries and keys, or was made of one.
         moves: of logits, the movements of entries since their product.
@@ -139,7 +140,7 @@ class Opening:
         def follow(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else narrow(move(tensor.expand(shape)))
 
-        moves = (*self.moves, move) if self.activation is None else self.moves
+        moves = (*self.moves, move) if self.activation in (None, "exp") else self.moves
         return replace(self, moves=moves, masks=follow(self.masks), mean=follow(self.mean))
 
     def masked(self, fixed: Tensor) -> Opening:

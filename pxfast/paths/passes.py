@@ -25,6 +25,7 @@ from pxfast.paths import rules  # noqa: F401 - registers the rules
 from pxfast.paths.network import NeedsValuesError, Network
 from pxfast.paths.outputs import Select, output_paths
 from pxfast.paths.pathsum import Exponent, PathSum, aligned, larger, shifted, total
+from pxfast.paths.select import compact
 from pxfast.paths.side import SideBranch
 from pxfast.paths.tensor import Interpreter
 from pxfast.paths.weights import Weights
@@ -197,6 +198,7 @@ class Passes:
             torch.stack([_inner(end, None).mantissa for end in ends]).sum().backward()
         finally:
             weights.purpose = purpose
+        weights.rows = {name: compact(rows) for name, rows in weights.rows.items()}
 
     def _gather(self, network: Network) -> None:
         """Add the side branches of a pass whose main backward has run."""

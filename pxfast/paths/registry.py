@@ -152,3 +152,13 @@ def missing_rule(function: Any, where: str) -> str:
         "        return network.tensor(network.value(func, x, *args, **kwargs), x.path)\n"
         "docs/extending.md says what a rule may do (squared gates, squared factors, sums)."
     )
+
+
+def complex_rule(function: Any, where: str) -> str:
+    """The message for a function of complex tensors that would lose their paths."""
+    return (
+        f"{full_name(function)} has no rule for complex tensors (called in {where}): known are "
+        "movements of entries, products with a constant, torch.view_as_complex and "
+        "torch.view_as_real. Write it with real numbers, or put it into a function of its own and "
+        "register a rule for that with pxfast.rule."
+    )

@@ -36,3 +36,13 @@ def any_along(mask: Tensor, dims: Sequence[int]) -> Tensor:
 def all_set(mask: Tensor) -> bool:
     """``bool(mask.all())`` of a bool tensor."""
     return mask.numel() == 0 or bool(mask.view(torch.uint8).amin())
+
+
+def compact(flags: Tensor) -> Tensor:
+    """The same bool tensor, held in memory once along the dimensions in which it is constant."""
+    shape = flags.shape
+    for dim in range(flags.dim() if flags.numel() else 0):
+        first = flags.narrow(dim, 0, 1)
+        if torch.equal(flags, first.expand_as(flags)):
+            flags = first
+    return flags.clone().expand(shape)

@@ -9,6 +9,7 @@ the gated value.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from pxfast.paths.names import described
 from pxfast.paths.opening import Opening
 from pxfast.paths.pathsum import Exponent, PathSum, larger, shifted
-from pxfast.paths.weights import Weights
+from pxfast.paths.weights import Weight, Weights
 
 
 @dataclass
@@ -72,7 +73,8 @@ class SideBranch:
         scaled = shifted(ell, exponent - top)
         weights.side = self.scores
         try:
-            scaled.backward(retain_graph=True)
+            if leaves := leaves_behind(scaled):  # without, the engine would visit all layers before
+                scaled.backward(inputs=leaves, retain_graph=True)
         finally:
             weights.side = None
         self.ell += float(scaled.detach())
@@ -86,3 +88,25 @@ class SideBranch:
         for name, scores in self.scores.items():
             main = weights.saliency.setdefault(name, torch.zeros_like(scores))
             main.add_(scores, alpha=share)
+
+
+def leaves_behind(ell: Tensor) -> list[Tensor]:
+    """The anchors (network.py) of the layers with side rows that the backward from ℓ reaches."""
+    found: list[Tensor] = []
+    todo: list[Any] = [ell.grad_fn]
+    seen: set[Any] = set()
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        behind = [function for function, _ in node.next_functions]
+        weight = getattr(node, "weight", None)  # of SquaredLinear and SquaredConvolution
+        if isinstance(weight, Weight):
+            if not weight.has_side_rows():
+                continue
+            found.append(behind[1].variable)
+            if weight.ends_side_branch():
+                continue
+        todo += behind
+    return found

@@ -44,6 +44,7 @@ class PathTensor(Tensor):
     )
     ended: str | None = None  # the function that made a gate tensor of a path, here or before
     logits: tuple[PathSum, torch.Size] | None = None  # what entered a softmax over classes
+    halves: tuple[PathSum, PathSum] | None = None  # of a complex tensor: those of both its parts
     own: int = 0  # this tensor's bit
     constant: bool = False  # whether it only has the shape of path tensors, and no data in it
     lineage: int = 0  # its own bit and those of all path tensors that it was computed from
@@ -156,9 +157,19 @@ class Interpreter(TorchFunctionMode):
         if target is not None:
             target.become(result.value, result.path)
             target.opening, target.mean_of = result.opening, result.mean_of
+            target.halves = result.halves
             result = target
+        if any(tensor.halves is not None for tensor in path_tensors):
+            self._check_halves(func, result)
         self._note_lineage(path_tensors, result, target)
         return result
+
+    def _check_halves(self, func: Any, result: Any) -> None:
+        """Raise if a function of a complex tensor has lost the paths of its halves."""
+        for made in path_tensors_in((result,)):
+            number = made.value.is_floating_point() or made.value.is_complex()
+            if number and made.path is None and made.halves is None and not made.constant:
+                raise NoRuleError(registry.complex_rule(func, self.network.weights.where()))
 
     def _note_lineage(self, operands: list[PathTensor], result: Any, target: Any) -> None:
         """Note what a result was computed from."""

@@ -8,6 +8,7 @@ parameters (sources.py).
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -105,10 +106,22 @@ class Weight:
             own += here.to(own.device)
 
     def count_use(self, count: int) -> None:
-        """Count a use of a matrix, or one less where value paths leave every position of it."""
+        """Count a use of a weight, or one less where all of its input lies on value paths."""
         if self.source is not None:
             outside = self.weights.outside
             outside[self.source.name] = outside.get(self.source.name, 0) + count
+
+    def ends_side_branch(self) -> bool:
+        """Whether the backward of a side branch, which runs now, ends at this layer: all its input
+        lies on value paths, so that no side row is behind it."""
+        if self.weights.side is None or self.source is None:
+            return False
+        return self.weights.outside.get(self.source.name) == 0
+
+    def has_side_rows(self) -> bool:
+        """Whether value paths leave some row out."""
+        rows = self.value_rows
+        return rows is not None and not all_set(rows)
 
     def rows(self, rows: slice) -> Weight:
         """Some rows of a matrix, for a computation that leaves the others alone."""
@@ -201,8 +214,8 @@ class Weights:
         used: the first use of each name in this call, with the mask in force.
         reached: names that the backward from the output has visited.
         rows: by name, the weights in rows that value paths leave; found by the structure pass.
-        outside: by name of a matrix, at how many of its uses value paths leave only some positions,
-            or none; found there, too.
+        outside: by name, at how many of the weight's uses not all of its input lies on value paths;
+            found there, too.
         side: score buffers of the side branch whose backward runs now, or None.
         memory: by name what was made of θ and M, while a batch runs in parts; else None.
         dead: modules whose gates no path sum opens, so that the weights behind them score 0.
@@ -228,7 +241,8 @@ class Weights:
         self._modules = {id(module) for module in self.model.modules()}
         self._parameters: dict[int, str] = {}
         self._sources: WeakIdKeyDictionary = WeakIdKeyDictionary()
-        self.fixed = FixedParts(lambda tensor: self.source(tensor) is not None)
+        own = weakref.proxy(self)  # no cycle: scores go as soon as nobody wants them
+        self.fixed = FixedParts(lambda tensor: own.source(tensor) is not None)
         self.offloaded = Offloaded(self.model)
         for name, parameter in named_weights(self.model):
             if name not in self.offloaded:

@@ -3,6 +3,8 @@ stream."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,9 +13,12 @@ from middles import data_pass_forced
 from nets import random_batch, random_masks, seeded
 from tolerances import REORDERED, SMALL_NET, close
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pxfast
-from pxfast.paths.rules import squared
+from pxfast.paths.network import Network
+from pxfast.paths.passes import Passes
+from pxfast.paths.weights import Weight
 
 CRITERIA = ("px", "px-joint")
 EXACT = SMALL_NET[torch.float64]
@@ -41,14 +46,14 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Tokens with a class token and positions through two blocks."""
+    """Tokens with a class token and positions through some blocks."""
 
-    def __init__(self) -> None:
+    def __init__(self, depth: int = 2) -> None:
         super().__init__()
         self.stem, self.head = nn.Linear(3, 4), nn.Linear(4, 3)
         self.token = nn.Parameter(torch.randn(1, 1, 4))
         self.positions = nn.Parameter(torch.randn(1, TOKENS + 1, 4))
-        self.blocks = nn.Sequential(Block(), Block())
+        self.blocks = nn.Sequential(*(Block() for _ in range(depth)))
         self.norm = nn.LayerNorm(4)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -221,12 +226,63 @@ def test_the_backward_of_a_branch_ends_where_value_paths_begin(criterion, monkey
     model, masks = attending(F.scaled_dot_product_attention), {}
     calls = []
     whole = pxfast.score(model, inputs(), criterion=criterion, masks=masks)
-    ends = squared.ends_here
-    monkeypatch.setattr(squared, "ends_here", lambda weight: calls.append(ends(weight)) or False)
+    ends = Weight.ends_side_branch
+
+    def never(weight: Weight) -> bool:
+        calls.append(ends(weight))
+        return False
+
+    monkeypatch.setattr(Weight, "ends_side_branch", never)
     uncut = pxfast.score(model, inputs(), criterion=criterion, masks=masks)
     assert any(calls)
     for name, score in whole.items():
         close(score, uncut[name], EXACT, name)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_separate_projections_end_it_as_well(criterion, monkeypatch):
+    """Their inputs lie on value paths by way of the values' projection."""
+    model, masks = transformer(), random_masks(transformer(), 0.5)
+    whole = pxfast.score(model, inputs(), criterion=criterion, masks=masks)
+    ends, ended = Weight.ends_side_branch, []
+
+    def never(weight: Weight) -> bool:
+        ended.append((weight.source.name, ends(weight)) if weight.weights.side is not None else "")
+        return False
+
+    monkeypatch.setattr(Weight, "ends_side_branch", never)
+    uncut = pxfast.score(model, inputs(), criterion=criterion, masks=masks)
+    assert {(f"blocks.{i}.{name}.weight", True) for i in (0, 1) for name in "qk"} <= set(ended)
+    for name, score in whole.items():
+        close(score, uncut[name], EXACT, name)
+
+
+class Count(TorchDispatchMode):
+    """Counts the operations of torch."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.total += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_the_cost_of_all_branches_is_linear_in_depth(criterion, monkeypatch):
+    gather, count = Passes._gather, Count()
+
+    def counted(self: Passes, network: Network) -> None:
+        with count:
+            gather(self, network)
+
+    monkeypatch.setattr(Passes, "_gather", counted)
+    totals = []
+    for depth in (2, 4, 6):
+        count.total = 0
+        pxfast.score(seeded(lambda depth=depth: Transformer(depth), 3).double(), inputs(),
+                     criterion=criterion)  # fmt: skip
+        totals.append(count.total)
+    assert 0 < totals[2] - totals[1] == totals[1] - totals[0]
 
 
 class Twice(nn.Module):

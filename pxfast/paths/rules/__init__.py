@@ -5,6 +5,7 @@ from pxfast.paths.rules import (
     activation,
     arithmetic,
     attention,
+    complex,
     composed,
     einsum,
     linear,
@@ -17,6 +18,6 @@ from pxfast.paths.rules import (
 )
 
 __all__ = [
-    "activation", "arithmetic", "attention", "composed", "einsum", "linear", "matmul", "metadata",
-    "multihead", "norm", "pooling", "shape",
+    "activation", "arithmetic", "attention", "complex", "composed", "einsum", "linear", "matmul",
+    "metadata", "multihead", "norm", "pooling", "shape",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from pxfast.paths.opening import Entries, Opening
 from pxfast.paths.pathsum import PathSum, total
 from pxfast.paths.registry import full_name, rule, spellings
 from pxfast.paths.rules.activation import out_of_place
+from pxfast.paths.rules.complex import complex_product
 from pxfast.paths.rules.heads import is_attention
 from pxfast.paths.side import Product
 
@@ -96,10 +98,13 @@ def path_of(x: Any) -> PathSum | None:
 def multiply(network: Network, func: Any, input: Any, other: Any) -> Any:
     """Products: with a constant or learned scale, with a gate tensor, or of gate and value."""
     value = network.broadcast(torch.mul, input, other)
+    if value.is_complex():
+        return complex_product(network, value, input, other)
     if path_of(input) is None:
         input, other = other, input
     if path_of(input) is None:
-        return mixed_gate(network.tensor(value, None), input, other)
+        result = mixed_gate(network.tensor(value, None), input, other)
+        return masked_exponentials(network, result, input, other)
     if path_of(other) is not None or getattr(other, "opening", None) is not None:
         gate, gated = (input, other) if _is_gate(network, input, other) else (other, input)
         return gated_product(network, value, gate, gated, 2)
@@ -113,6 +118,15 @@ def mixed_gate(result: Any, x: Any, y: Any) -> Any:
     openings = [getattr(operand, "opening", None) for operand in (x, y)]
     if result.path is None and None in openings:
         result.opening = openings[0] or openings[1]
+    return result
+
+
+def masked_exponentials(network: Network, result: Any, x: Any, y: Any) -> Any:
+    """exp(logits) · c: a fixed c is a mask, exp(logits + log c)."""
+    if result.opening is not None and result.opening.activation == "exp":
+        fixed = fixed_part(network, y if getattr(x, "opening", None) is not None else x)
+        if fixed is not None:
+            result.opening = result.opening.masked(fixed.to(network.dtype).log())
     return result
 
 
@@ -248,7 +262,22 @@ def gate_tensor(network: Network, func: Any, *args: Any, **kwargs: Any) -> Any:
         return type(value)([network.tensor(v, None) for v in value])
     result = network.tensor(value, None)
     result.ended = full_name(func)
+    if func in EXPONENTIAL:
+        result.opening = exponential_of(args[0])
     return result
+
+
+EXPONENTIAL = spellings("exp")
+
+
+def exponential_of(x: Any) -> Opening | None:
+    """What exp(x) came out of: a softmax if x is its logarithm or, once it is divided by its sum,
+    if x holds attention logits."""
+    if is_logits(x):
+        return replace(x.opening, activation="exp")
+    if x.opening is not None and x.opening.activation == "log_softmax":
+        return replace(x.opening, activation="softmax")
+    return None
 
 
 @rule(*spellings("softmax", "log_softmax"))
@@ -260,7 +289,9 @@ def softmax(
     result = network.opened(network.tensor(value, None), "softmax", input)
     if result.opening is not None and isinstance(dim, int):
         like = torch.empty((), dtype=network.dtype, device=network.path_device)
-        result.opening = result.opening.softmax(value.shape, dim % value.dim(), like)
+        opening = result.opening.softmax(value.shape, dim % value.dim(), like)
+        logarithm = "log" in func.__name__
+        result.opening = replace(opening, activation="log_softmax") if logarithm else opening
     if input.path is not None and isinstance(dim, int) and dim % value.dim() == 1:
         result.logits = (input.path, value.shape)  # over classes, in case it is an output
     return result

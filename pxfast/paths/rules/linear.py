@@ -22,7 +22,7 @@ from pxfast.paths.network import Network
 from pxfast.paths.pathsum import PathSum, Runs
 from pxfast.paths.registry import rule
 from pxfast.paths.rules.heads import is_attention, mixed_heads
-from pxfast.paths.rules.squared import SquaredConvolution, SquaredLinear
+from pxfast.paths.rules.squared import SquaredConvolution, SquaredLinear, note_use
 from pxfast.paths.shapes import convolution_shape
 from pxfast.paths.weights import Weight
 
@@ -67,6 +67,7 @@ def _through(network: Network, path: PathSum, weight: Weight) -> PathSum:
     if isinstance(path, Runs) and path.dim < len(path.shape) - 1:
         return path.through(lambda once: _through(network, once, weight))
     if network.squares:
+        note_use(weight, path)
         mantissa = path.mantissa.expand(*path.shape[:-1], inputs)
         paths = SquaredLinear.apply(mantissa, network.anchor, weight)
         return PathSum(paths, path.exponent).normalised()
@@ -307,6 +308,7 @@ def convolution_path(
         return None if result is None else result.map(lambda m: m.squeeze(0))
     space = range(2, len(shape))
     if network.squares:
+        note_use(weight, path)
         mantissa = path.widened(shape, [1, *space])
         if path.mantissa[0, 0].numel() == 1 and geometry.is_even():  # all positions are alike
             mantissa = path.widened(shape, [1]).expand(-1, -1, *geometry.reach(weight.theta.shape))

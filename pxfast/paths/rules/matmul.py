@@ -87,6 +87,10 @@ def gated_matmul(network: Network, value: Any, x: Any, y: Any, left: bool) -> An
             "it is a softmax written by hand, use torch.softmax; else put the product into a "
             "function of its own and register a rule for that with pxfast.rule."
         )
+    if gate.opening is not None and gate.opening.activation == "exp":  # a softmax by hand
+        like = torch.empty((), dtype=network.dtype, device=network.path_device)
+        dim = gate.value.dim() - (1 if left else 2)
+        gate.opening = gate.opening.softmax(gate.value.shape, dim, like)
     weights, path = _weights(network, gate), gated.path
     size = gated.value.shape[-2 if left else -1]
     if left:

@@ -82,8 +82,12 @@ def moved(network: Network, x: Any, value: Any, function: Callable[[Tensor], Any
         results = [network.tensor(v, PathSum(narrow(m), x.path.exponent)) for v, m in pairs]
     for index, result in enumerate(results):
         result.mean_of = x.mean_of
+        along = function if single else at(index)
         if x.opening is not None:
-            result.opening = x.opening.moved(x.value.shape, function if single else at(index))
+            result.opening = x.opening.moved(x.value.shape, along)
+        if x.halves is not None:
+            real, imaginary = (half.reshaped(x.value.shape, along) for half in x.halves)
+            result.halves = (real, imaginary)
     return results[0] if single else type(value)(results)
 
 
@@ -348,7 +352,7 @@ def same_entries(network: Network, func: Any, x: Any, *args: Any, **kwargs: Any)
         return x
     else:
         result = network.tensor(network.value(func, x, *args, **kwargs), x.path)
-    result.opening = x.opening
+    result.opening, result.halves = x.opening, x.halves
     return result
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pxfast import ops
+from pxfast.paths.pathsum import PathSum
 from pxfast.paths.weights import Weight
 
 
@@ -29,13 +30,14 @@ class SquaredLinear(torch.autograd.Function):
             return ops.squared_linear(x, _theta(weight, x), weight.mask)
         if weight.weights.purpose == "structure":  # a product with ones: every output is the sum,
             sums = counted(weight, x.sum(-1, keepdim=True))  # in a row of its own
-            weight.count_use(1)
             return sums.repeat(*[1] * (x.dim() - 1), len(weight.theta))
         return counted(weight, x @ weight.squared(x.dtype).T)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None) -> Any:  # type: ignore[override]
         """dx = dy (W∘W∘M), and the saliency in the same read of W."""
+        if dy is None:  # behind where the backward of a side branch has ended
+            return None, None, None
         x, weight, with_dx = ctx.x, ctx.weight, ctx.needs_input_grad[0]
         rows = open_rows(weight)
         dy = cotangent(weight, dy, dim=-1, masked=rows is None)
@@ -43,7 +45,7 @@ class SquaredLinear(torch.autograd.Function):
             return None, None, None
         if weight.weights.purpose == "structure":
             return dy.sum(-1, keepdim=True).expand(x.shape) if with_dx else None, None, None
-        with_dx = with_dx and not ends_here(weight)
+        with_dx = with_dx and not weight.ends_side_branch()
         weight = weight.loaded()
         with weight.scores(x.device) as saliency:
             if rows is not None:
@@ -84,10 +86,11 @@ class SquaredConvolution(torch.autograd.Function):
         dy = cotangent(weight, dy, dim=1, geometry=geometry)
         if dy is None:
             return None, None, None, None, None
+        with_dx = ctx.needs_input_grad[0] and not weight.ends_side_branch()
         weight = weight.loaded()
         with weight.scores(x.device) as saliency:
             if saliency is not None and geometry.squared_backward_pays(dy, x, weight):
-                with_dx, settings = ctx.needs_input_grad[0], geometry.arguments[:3]
+                settings = geometry.arguments[:3]
                 dx = ops.squared_conv2d_backward(
                     dy, x, _theta(weight, x), weight.mask, saliency, *settings, with_dx=with_dx
                 )
@@ -95,7 +98,7 @@ class SquaredConvolution(torch.autograd.Function):
             squared = weight.squared(x.dtype)
             dx, dw, _ = torch.ops.aten.convolution_backward(
                 dy, x, squared, None, *geometry.arguments, geometry.groups,
-                [ctx.needs_input_grad[0], saliency is not None, False],
+                [with_dx, saliency is not None, False],
             )  # fmt: skip
             if saliency is not None:
                 saliency.addcmul_(dw, weight.factor(squared))
@@ -123,12 +126,19 @@ def open_rows(weight: Weight) -> slice | None:
     return slice(first, first + count)
 
 
-def ends_here(weight: Weight) -> bool:
-    """Whether the backward of a side branch ends at this layer: all its input lies on value paths,
-    so that no side row is behind it."""
-    if weight.weights.side is None or weight.source is None:
-        return False
-    return weight.weights.outside.get(weight.source.name) == 0
+def note_use(weight: Weight, path: PathSum) -> None:
+    """In the structure pass, count a use of a weight, unless its whole input lies on value paths:
+    unless a cotangent arrives at every entry of the input's path sum, by whichever layer."""
+    if weight.weights.purpose != "structure":
+        return
+    weight.count_use(1)
+
+    def arrived(cotangent: Tensor) -> None:
+        if bool((cotangent > 0).all()):
+            weight.count_use(-1)
+
+    if path.mantissa.requires_grad:
+        path.mantissa.register_hook(arrived)
 
 
 def cotangent(
@@ -147,8 +157,6 @@ def cotangent(
         rows = weight.value_rows
         if rows is not None:
             rows |= _by_row(arrives.to(rows.device), rows, geometry)
-        if geometry is None and bool(dy.any(dim).all()):
-            weight.count_use(-1)
     elif weight.weights.side is not None:
         rows = weight.value_rows
         closed = None if rows is None else ~_rows_of(rows, geometry).to(dy.device)

@@ -151,6 +151,40 @@ def from_zeros(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return (q @ k.mT * SCALE + mask).softmax(-1) @ v
 
 
+def by_hand(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    weights = torch.exp(q @ k.mT * SCALE)
+    return weights / weights.sum(-1, keepdim=True) @ v
+
+
+def by_hand_stably(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    logits = (q @ k.mT * SCALE).masked_fill(~BAND, -math.inf)
+    weights = (logits - logits.max(dim=-1, keepdim=True).values.detach()).exp_()
+    weights = weights / (weights.sum(-1)[..., None] + 1e-30)
+    return F.dropout(weights, 0.5, False) @ v
+
+
+def divided_last(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Exponentials of keys in rows, values on the left, divided by the sum at the end."""
+    weights = (k @ q.mT * SCALE + minus(BAND.mT, 1e4).to(q)).exp()
+    return (v.mT @ weights / weights.sum(-2, keepdim=True)).mT
+
+
+def masked_last(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    weights = (q @ k.mT * SCALE).exp() * BAND.to(q)
+    return (weights / weights.sum(-1, keepdim=True)) @ v
+
+
+def by_logarithms(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    logits = q @ k.mT * SCALE + minus(CAUSAL, math.inf).to(q)
+    return F.log_softmax(logits, -1).exp() @ v
+
+
+def by_logsumexp(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    logits = (q @ k.mT * SCALE).permute(0, 2, 3, 1)
+    weights = (logits - logits.logsumexp(2, keepdim=True)).exp()
+    return weights.permute(0, 3, 1, 2) @ v
+
+
 REGIONS = torch.block_diag(torch.ones(2, 2), torch.ones(3, 3)).bool()
 
 POSITIONS = BIAS.softmax(-1)
@@ -187,6 +221,12 @@ SPELLINGS = {
     "windows": Spelling(windows, minus(BY_HEAD, 100), BY_HEAD),
     "permuted": Spelling(permuted, minus(BY_HEAD, 100), BY_HEAD),
     "stable": Spelling(stable),
+    "softmax by hand": Spelling(by_hand),
+    "softmax by hand, stable": Spelling(by_hand_stably, allowed=BAND),
+    "softmax by hand, divided last": Spelling(divided_last, allowed=BAND),
+    "softmax by hand, masked last": Spelling(masked_last, allowed=BAND),
+    "softmax by logarithms": Spelling(by_logarithms, allowed=CAUSAL),
+    "softmax by logsumexp": Spelling(by_logsumexp),
     "mixed after the softmax": Spelling(mixed_after, mix=mix),
     "mixed by a convolution": Spelling(mixed_by_convolution, mix=mix),
     "mixed with positions": Spelling(with_positions, mix=lambda a: 0.25 * a + 0.75 * POSITIONS),
@@ -203,9 +243,9 @@ def test_scores(name):
 
 NOT_ATTENTION = {
     "no softmax": (lambda q, k, v: q @ k.mT @ v, "cannot tell which factor"),
-    "a softmax by hand": (
-        lambda q, k, v: (lambda e: e / e.sum(-1, keepdim=True))((q @ k.mT).exp()) @ v,
-        r"came out of torch.Tensor.exp, which is no activation",
+    "a norm of logits": (
+        lambda q, k, v: (q @ k.mT).square() @ v,
+        r"came out of torch.Tensor.square, which is no activation",
     ),
     "logits as values": (lambda q, k, v: (q @ k.mT)[..., :2] + v, "matmul makes a gate tensor"),
     "probabilities as values": (
