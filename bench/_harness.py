@@ -72,7 +72,7 @@ def paired_apart(
         repeats: how often each is timed.
         arguments: what `prepare` is called with.
     """
-    return _apart(_paired_here, prepare, candidates, repeats, arguments, torch.get_num_threads())
+    return apart(_paired_here, prepare, candidates, repeats, arguments, torch.get_num_threads())
 
 
 def _paired_here(
@@ -98,10 +98,10 @@ def peak_memory(prepare: Callable[..., Work], **arguments: object) -> float:
         prepare: a function of a module; takes `small` and the arguments and returns the job.
         arguments: what `prepare` is called with.
     """
-    return _apart(_peak_memory_here, prepare, arguments, torch.get_num_threads())
+    return apart(_peak_memory_here, prepare, arguments, torch.get_num_threads())
 
 
-def _apart(function: Callable[..., Result], *arguments: object) -> Result:
+def apart(function: Callable[..., Result], *arguments: object) -> Result:
     """Call a function of a module in a fresh process, which then ends in order."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         result = pool.apply(function, arguments)

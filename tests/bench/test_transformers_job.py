@@ -13,7 +13,7 @@ from bench import transformers
 from bench._harness import paired
 
 
-def test_a_row_holds_every_candidate(monkeypatch) -> None:
+def test_a_row_holds_every_candidate(monkeypatch, tmp_path) -> None:
     library("timm")
 
     def here(prepare, candidates, *, repeats, **arguments):
@@ -22,7 +22,8 @@ def test_a_row_holds_every_candidate(monkeypatch) -> None:
 
     monkeypatch.setattr(transformers, "paired_apart", here)
     monkeypatch.setattr(transformers, "peak_memory", lambda prepare, **job: 1.0)
-    options = argparse.Namespace(names=["timm:test_vit"], images=2, repeats=1)
+    monkeypatch.setattr(transformers, "FOLDER", tmp_path)
+    options = argparse.Namespace(names=["timm:test_vit"], images=2, repeats=1, minutes=5)
     (row,) = transformers.measure(options).rows
     assert (row["network"], row["image"]) == ("timm:test_vit", 160)
     for criterion in transformers.CRITERIA:
@@ -30,11 +31,32 @@ def test_a_row_holds_every_candidate(monkeypatch) -> None:
         assert row[f"{criterion} MiB"] == 1
 
 
+def test_what_is_finished_is_kept(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(transformers, "FOLDER", tmp_path)
+    measured = []
+
+    def row(name: str, images: int, repeats: int) -> dict[str, object]:
+        measured.append(name)
+        if name == "c":
+            raise KeyboardInterrupt
+        return {"network": name, "images": images}
+
+    monkeypatch.setattr(transformers, "row", row)
+    names = ["a", "b", "c"]
+    options = argparse.Namespace(names=names, images=2, repeats=1, minutes=5)
+    with pytest.raises(KeyboardInterrupt):
+        transformers.measure(options)
+    options.minutes = 0
+    assert [row["network"] for row in transformers.measure(options).rows] == ["a", "b"]
+    assert measured == names
+    options.images = 4
+    with pytest.raises(SystemExit, match="no network was begun"):
+        transformers.measure(options)
+
+
 @pytest.mark.parametrize("name", transformers.NETWORKS)
-def test_every_network_can_be_built(name, monkeypatch) -> None:
+def test_every_network_can_be_built(name) -> None:
     library(name.partition(":")[0])
-    rand = torch.rand
-    monkeypatch.setattr(torch, "rand", lambda *shape: rand(*shape, device="meta"))
     with torch.device("meta"):
-        model, batch = transformers.setting(name, 1)
-    assert sum(map(torch.numel, model.parameters())) > 1e6 and batch.shape[:2] == (1, 3)
+        model, size = transformers.network.__wrapped__(name)
+    assert sum(map(torch.numel, model.parameters())) > 1e6 and size in (224, 256)
