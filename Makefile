@@ -77,7 +77,7 @@ format: $(LINTERS) ## format Python and C++
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP_SOURCES)
 
-bench: $(INSTALLED) ## measure everything again (about an hour and a half) and rewrite the tables
+bench: $(INSTALLED) ## measure everything again (about two hours) and rewrite the tables
 	$(BIN)/python bench/run.py score --model resnet20
 	$(BIN)/python bench/run.py score --model resnet50 --repeats 3 --densities 1 0.5 0.02
 	$(BIN)/python bench/run.py score --model mobilenet_v2 --repeats 5 --densities 1 0.5

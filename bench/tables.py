@@ -25,6 +25,7 @@ MARKED_PAGES = (
     ROOT / "README.md",
     ROOT / "docs" / "architectures.md",
     ROOT / "docs" / "integrations.md",
+    ROOT / "docs" / "quality.md",
 )
 ELSEWHERE = ("architectures", "transformers")  # jobs whose tables have a page of their own
 MARKED = re.compile(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import statistics
 
 import pytest
 
@@ -48,24 +49,53 @@ def quality() -> Result:
     return load(RESULTS / "quality-digits-cpu.json")
 
 
-def accuracy(quality: Result, method: str) -> float:
-    return float(str(row_of(quality, method=method)["test accuracy %"]))
+def accuracy(
+    quality: Result, network: str, method: str, density: str, start: str = "init",
+    after: str = "after training",
+) -> float:  # fmt: skip
+    row = row_of(quality, **{
+        "network": network, "start": start, "accuracy %": after, "method": method,
+    })  # fmt: skip
+    cell = row[density]
+    assert isinstance(cell, dict)
+    return cell["mean"]
+
+
+def test_means_and_errors_are_those_of_five_seeds(quality: Result) -> None:
+    assert int(str(quality.settings["seeds"])) >= 5
+    cells = [cell for row in quality.rows for cell in row.values() if isinstance(cell, dict)]
+    assert len(cells) > 200
+    for cell in cells:
+        values = cell["each"]
+        assert len(values) == quality.settings["seeds"] and None not in values
+        assert cell["mean"] == pytest.approx(statistics.mean(values))
+        assert cell["error"] == pytest.approx(statistics.stdev(values) / len(values) ** 0.5)
 
 
 def test_px_is_20_points_above_random_at_2_percent(quality: Result) -> None:
-    assert quality.settings["density"] == 0.02
-    assert int(str(quality.settings["seeds"])) >= 3
-    assert row_of(quality, method="px")["density"] == pytest.approx(0.02, abs=1e-4)
-    assert row_of(quality, method="random")["density"] == pytest.approx(0.02, abs=1e-4)
-    assert accuracy(quality, "px") >= accuracy(quality, "random") + 20
+    for network in ("resnet8", "vit"):
+        px, random = (accuracy(quality, network, method, "2%") for method in ("px", "random"))
+        assert px >= random + 20
 
 
-def test_the_official_code_is_near_chance(quality: Result) -> None:
-    assert accuracy(quality, "official") <= 20
+def test_px_keeps_a_transformer_where_others_do_not(quality: Result) -> None:
+    ours = [accuracy(quality, "vit", method, "5%") for method in ("px", "px-joint")]
+    others = ("synflow", "snip", "magnitude", "random")
+    assert min(ours) >= 15 + max(accuracy(quality, "vit", method, "5%") for method in others)
+
+
+def test_the_official_code_is_worse_than_random_on_batchnorm(quality: Result) -> None:
+    for density in ("10%", "5%", "2%"):
+        official = accuracy(quality, "resnet8", "official", density)
+        assert official <= accuracy(quality, "resnet8", "random", density) - 15
 
 
 def test_dense_bounds_the_pruned(quality: Result) -> None:
-    assert accuracy(quality, "dense") >= accuracy(quality, "px") >= accuracy(quality, "random")
+    for network in ("resnet8", "vit"):
+        dense, px, random = (
+            accuracy(quality, network, method, "2%") for method in ("dense", "px", "random")
+        )
+        assert dense >= px >= random
 
 
 def test_official_scores_are_noise_with_batchnorm_only() -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import nets
@@ -14,6 +17,7 @@ from torch import nn
 import pxfast
 from bench import _digit_networks, quality
 from bench._cells import Cells, digest
+from bench._machine import ROOT
 from bench._methods import METHODS, masks_at, segments
 from pxfast.reference import official
 from pxfast.training import sgd
@@ -204,6 +208,15 @@ def test_an_interrupted_job_goes_on_where_it_stopped(arguments, monkeypatch) -> 
     assert quality.measure(arguments).rows == result.rows and len(left) == 9
     monkeypatch.setattr(quality, "FOLDER", quality.FOLDER / "fresh")
     assert quality.measure(arguments).rows == result.rows  # and to the same numbers
+
+
+def test_the_committed_picture_can_be_drawn_again(tmp_path: Path) -> None:
+    script = ROOT / "bench" / "_quality_plot.py"
+    subprocess.run([sys.executable, script, tmp_path / "again.svg"], check=True)
+    again = (tmp_path / "again.svg").read_text(encoding="utf-8")
+    titles = re.compile("<!-- (?:resnet8|vit), .*? -->")
+    committed = (ROOT / "docs" / "quality.svg").read_text(encoding="utf-8")
+    assert titles.findall(again) == titles.findall(committed) and len(titles.findall(again)) == 7
 
 
 def test_a_longer_job_is_a_result_of_its_own(arguments, monkeypatch) -> None:

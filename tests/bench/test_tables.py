@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench._result import RESULTS, Result, load, load_all, markdown
+from bench._result import RESULTS, Result, load, load_all, markdown, mean_with_error
 from bench.tables import MARKED, MARKED_PAGES, ROOT, readme, results_page
 
 FACTS: dict[str, object] = {
@@ -66,6 +66,22 @@ def test_readme_takes_each_table_from_its_own_file(folder: Path) -> None:
     first, second = filled.split("<!-- end of table -->")[:2]
     assert "| 7 |" in first and "accuracy" not in first
     assert "accuracy" in second and "| 7 |" not in second
+
+
+def test_readme_takes_the_rows_that_meet_conditions(folder: Path) -> None:
+    mark = "<!-- table: job-thing-cpu | time | method: b; accuracy %: 9.87654 -->\n"
+    filled = readme(mark + "<!-- end of table -->", folder)
+    assert "| 3.0e-09" in filled and "| 1 (0.9" not in filled and filled.startswith(mark)
+    with pytest.raises(SystemExit, match="job-thing: no row has method: c"):
+        readme("<!-- table: job-thing-cpu | time | method: c -->\n<!-- end of table -->", folder)
+
+
+def test_means_are_shown_with_their_errors() -> None:
+    cell = mean_with_error([90.0, 80.0])
+    assert cell == {"mean": 85.0, "error": 5.0, "each": [90.0, 80.0]}
+    assert markdown([{"a": cell, "b": mean_with_error([None]), "c": mean_with_error([])}]) == (
+        "| a | b | c |\n| --- | --- | --- |\n| 85.0 ± 5.0 | fails |  |"
+    )
 
 
 def test_readme_follows_its_file(folder: Path) -> None:
