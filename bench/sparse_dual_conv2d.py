@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the job's options."""
     parser.add_argument("--models", nargs="+", choices=list(LAYERS), default=list(LAYERS))
     parser.add_argument(
-        "--densities", type=float, nargs="+", default=[0.5, 0.25, 0.1, 0.05, 0.02, 0.01]
+        "--densities", type=float, nargs="+", default=[0.9, 0.5, 0.25, 0.1, 0.05, 0.02, 0.01]
     )
     parser.add_argument("--images", type=int, help="in a batch (16 for resnet50, 100 for resnet20)")
     parser.add_argument("--squared", action="store_true", help="the joint network's path sums")

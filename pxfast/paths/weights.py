@@ -151,7 +151,10 @@ class Weight:
             return torch.ones_like(self.theta, dtype=dtype)
         if self.weights.purpose == "existence":
             return (self.masked() != 0).to(dtype)
-        return self.masked().to(dtype).square()
+        masked = self.masked().to(dtype)
+        if self.mask is None or self.memory is not None:  # then others use it, too
+            return masked.square()
+        return masked.square_()
 
     def factor(self, squared: Tensor) -> Tensor:
         """What ∂R/∂(θ²·M) is multiplied by: θ²·M for scores, M for the bound of the trace."""
