@@ -87,6 +87,8 @@ bench: $(INSTALLED) ## measure everything again (about two hours) and rewrite th
 	$(BIN)/python bench/run.py prune --model resnet50
 	$(BIN)/python bench/run.py official-noise
 	$(BIN)/python bench/run.py quality
+	$(BIN)/python bench/run.py quality --longer 3 --networks vit --starts init --densities 0.05 \
+	  --methods px px-joint synflow snip magnitude 'magnitude, layerwise' random
 	$(BIN)/python bench/run.py squared-linear
 	$(BIN)/python bench/run.py squared-attention
 	$(BIN)/python bench/run.py squared-conv2d

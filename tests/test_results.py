@@ -84,6 +84,15 @@ def test_px_keeps_a_transformer_where_others_do_not(quality: Result) -> None:
     assert min(ours) >= 15 + max(accuracy(quality, "vit", method, "5%") for method in others)
 
 
+def test_px_is_ahead_on_a_transformer_that_is_trained_longer(quality: Result) -> None:
+    longer = load(RESULTS / "quality-digits-3-times-longer-cpu.json")
+    ours = [accuracy(longer, "vit", method, "5%") for method in ("px", "px-joint")]
+    others = ("synflow", "snip", "magnitude", "magnitude, layerwise", "random")
+    assert min(ours) >= 5 + max(accuracy(longer, "vit", method, "5%") for method in others)
+    dense = [accuracy(result, "vit", "dense", "5%") for result in (longer, quality)]
+    assert dense[0] > dense[1] + 5
+
+
 def test_the_official_code_is_worse_than_random_on_batchnorm(quality: Result) -> None:
     for density in ("10%", "5%", "2%"):
         official = accuracy(quality, "resnet8", "official", density)
