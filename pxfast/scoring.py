@@ -67,8 +67,8 @@ def score(
             all floating-point outputs together, ``logits`` alone if present.
         dtype: torch.bfloat16 or torch.float16 runs the forward under autocast; path sums stay
             float32 (float64 for float64 models).
-        max_memory: bytes of activations to stay under, by splitting batches (not with
-            ``batchnorm="data"``).
+        max_memory: bytes to stay under on top of the model and a batch, scores included, by
+            splitting batches: what a sample takes is counted while the first one runs.
         progress: show a progress bar over the batches. Default: only on a terminal.
 
     Returns:
@@ -80,6 +80,8 @@ def score(
         NoRuleError: the model uses an operation without a rule; the message shows how to add one.
         DataError: the data is empty, not finite, or the model cannot run on it.
         MaskError: masks do not fit the model.
+        PxfastError: an argument is out of its range, or ``max_memory`` is too small for one sample
+            (a batch, where samples meet in its statistics).
         RangeError: no path reaches the output, or path sums left the range.
 
     Source: Iurada, Ciccone, Tommasi, CVPR 2024, arXiv 2406.01820, equations of section 3; px-joint

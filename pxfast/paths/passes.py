@@ -9,9 +9,11 @@ alone, computed on shapes: its output is constant along every dimension but the 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,6 +24,7 @@ from torch.utils._pytree import tree_map_only
 from pxfast.batches import Batch, cannot_run, check_finite, to_device
 from pxfast.errors import NoPathError, PxfastError, RangeError
 from pxfast.paths import rules  # noqa: F401 - registers the rules
+from pxfast.paths.memory import Budget
 from pxfast.paths.network import NeedsValuesError, Network
 from pxfast.paths.outputs import Select, output_paths
 from pxfast.paths.pathsum import Exponent, PathSum, aligned, larger, shifted, total
@@ -103,14 +106,11 @@ class Passes:
         try:
             for number, batch in enumerate(on_device(data, self.device), start=1):
                 batch = self._prepare(batch, number)
-                parts = list(self._parts(batch, gates=True, squares=False))
-                if len(parts) > 1:
-                    self.weights.memory = self.weights.memory or {}
-                for part in parts:
-                    network = self._network(gates=True, squares=False, values=True)
-                    ends = self._run(network, part, _square, number)
-                    new = [_over_samples(end) for end in ends]
-                    sums = [total(pair) for pair in zip(sums, new, strict=True)] if sums else new
+                for part in self._parts(batch, squares=False):
+                    with self._within_memory(part, batch):
+                        network = self._network(gates=True, squares=False, values=True)
+                        new = list(map(_over_samples, self._run(network, part, _square, number)))
+                        sums = list(map(total, zip(sums, new, strict=True))) if sums else new
         finally:
             self.weights.memory = None
         return sums
@@ -127,6 +127,10 @@ class Passes:
             log2 of R. The buffers hold S/R.
         """
         one = to_device(batch.samples(0, 1), self.device)
+        with self._within_memory(one, one):
+            return self._kernel(one, cotangents)
+
+    def _kernel(self, one: Batch, cotangents: list[PathSum] | None) -> float:
         network, ends = self._kernel_forward(one)
         given = cotangents or [None] * len(ends)
         exponent, mantissas = aligned([_inner(end, s) for end, s in zip(ends, given, strict=True)])
@@ -151,33 +155,37 @@ class Passes:
 
     def joint(self, data: Iterable[Batch]) -> float:
         """Forward and backward of J over the data; returns log2 of J, with S/J in the buffers."""
-        exponent: Exponent | None = None
-        summed: Tensor | None = None
+        summed: PathSum | None = None
         for number, batch in enumerate(on_device(data, self.device), start=1):
             batch = self._prepare(batch, number)
-            for part in self._parts(batch, gates=True, squares=True):
-                network = self._network(gates=True, squares=True, values=True)
-                ends = self._run(network, part, _square, number)
-                new_exponent, mantissas = aligned([_inner(end, None) for end in ends])
-                value = torch.stack(mantissas).sum()
-                if exponent is None or summed is None:
-                    exponent, summed = new_exponent, torch.zeros_like(value)
-                top = larger(exponent, new_exponent)
-                if int(top) != int(exponent):
-                    self._rescale(exponent - top)
-                    summed = shifted(summed, exponent - top)
-                self._find_side_rows(network, part.samples(0, 1))
-                scaled = shifted(value, new_exponent - top)
-                if scaled.requires_grad:
-                    scaled.backward(retain_graph=bool(network.products))
-                self._gather(network)
-                summed, exponent = summed + scaled.detach(), top
-        if summed is None or exponent is None:
+            for part in self._parts(batch, squares=True):
+                with self._within_memory(part, batch):
+                    summed = self._joint_part(part, number, summed)
+        if summed is None:
             raise PxfastError("data: there are no batches in it; expected at least one")
-        log2 = self._checked(summed, exponent)
+        whole = summed.mantissa
+        log2 = self._checked(whole, summed.exponent)
         self._settle()
-        self.weights.rescale(lambda buffer: buffer.div_(summed))
+        self.weights.rescale(lambda buffer: buffer.div_(whole))
         return log2
+
+    def _joint_part(self, part: Batch, number: int, summed: PathSum | None) -> PathSum:
+        """Add one part to the scores, which then have the exponent of the sum that it returns."""
+        network = self._network(gates=True, squares=True, values=True)
+        ends = self._run(network, part, _square, number)
+        exponent, mantissas = aligned([_inner(end, None) for end in ends])
+        value = torch.stack(mantissas).sum()
+        if summed is None:
+            summed = PathSum(torch.zeros_like(value), exponent)
+        top = larger(summed.exponent, exponent)
+        if int(top) != int(summed.exponent):
+            self._rescale(summed.exponent - top)
+        self._find_side_rows(network, part.samples(0, 1))
+        scaled = shifted(value, exponent - top)
+        if scaled.requires_grad:
+            scaled.backward(retain_graph=bool(network.products))
+        self._gather(network)
+        return PathSum(summed.at_exponent(top) + scaled.detach(), top)
 
     def _rescale(self, shift: Exponent) -> None:
         """Bring everything gathered so far to another exponent."""
@@ -194,11 +202,13 @@ class Passes:
             return
         purpose, weights.purpose, weights.rows = weights.purpose, "structure", {}
         try:
-            _, ends = self._kernel_forward(one)
-            torch.stack([_inner(end, None).mantissa for end in ends]).sum().backward()
+            with self._budget.aside():
+                _, ends = self._kernel_forward(one)
+                torch.stack([_inner(end, None).mantissa for end in ends]).sum().backward()
         finally:
             weights.purpose = purpose
         weights.rows = {name: compact(rows) for name, rows in weights.rows.items()}
+        self._budget.memory -= self._bytes_of_rows()
 
     def _gather(self, network: Network) -> None:
         """Add the side branches of a pass whose main backward has run."""
@@ -260,22 +270,44 @@ class Passes:
         self.samples += batch.size
         return batch
 
-    def _parts(self, batch: Batch, *, gates: bool, squares: bool) -> Iterator[Batch]:
+    def _parts(self, batch: Batch, *, squares: bool) -> Iterator[Batch]:
         """Parts of a batch that fit ``max_memory`` and, in h, suit the caches of a CPU."""
         most = batch.size
-        if self.max_memory is not None and most > 1:
-            most = min(most, self._fitting(batch, self.max_memory, gates=gates, squares=squares))
         if self.device.type == "cpu" and not squares:
             most = min(most, self._suiting(batch))
-        yield from batch.split(most)
+        if self.max_memory is None:
+            if most < batch.size:
+                self.weights.memory = self.weights.memory or {}
+            yield from batch.split(most)
+            return
+        done, separable = 0, self._separable(batch)
+        while done < batch.size:
+            size = min(most, self._budget.most) if separable else batch.size
+            yield batch.samples(done, done + size)
+            done += size
 
-    def _fitting(self, batch: Batch, memory: int, *, gates: bool, squares: bool) -> int:
-        """How many samples fit ``memory``, judged by what one of them takes."""
-        network = self._network(gates=gates, squares=squares, values=True)
-        network.differentiate = False
-        with torch.no_grad():
-            self._run(network, batch.samples(0, 1), _square, number=1)
-        return batch.size if network.coupled else max(1, memory // max(1, network.bytes))
+    def _separable(self, batch: Batch) -> bool:
+        """Whether a batch may be cut; where shapes alone do not tell, one sample is run for it."""
+        structure = self._structure_of(batch)
+        if structure.bytes or self.batchnorm == "data":
+            return structure.separable
+        network = self._network(gates=True, squares=False, values=True)
+        self._run(network, batch.samples(0, 1), _square, number=1)
+        return not network.coupled
+
+    def _within_memory(self, part: Batch, batch: Batch) -> AbstractContextManager[None]:
+        """Where a part of a batch runs under ``max_memory``: what it takes is counted."""
+        if self.max_memory is None:
+            return contextlib.nullcontext()
+        whole = part.size == batch.size and part.size > self._budget.most
+        return self._budget.part(part.size, whole=whole)
+
+    @functools.cached_property
+    def _budget(self) -> Budget:
+        return Budget((self.max_memory or 0) - self._bytes_of_rows())
+
+    def _bytes_of_rows(self) -> int:
+        return sum(buffer.nbytes for buffer in (self.weights.rows or {}).values())
 
     def _suiting(self, batch: Batch) -> int:
         """How many samples suit a CPU's caches, judged by h on shapes alone."""
