@@ -26,11 +26,18 @@ def assert_same(actual, expected, tolerance):
 @pytest.fixture
 def single_samples(monkeypatch):
     """Parts of one sample, however small the model."""
-    monkeypatch.setattr(passes, "PART_BYTES", 0)
-    monkeypatch.setattr(passes, "PART_WEIGHTS", 1e-9)
+    cut_to_single_samples(monkeypatch)
 
 
-def test_a_batch_runs_in_parts_that_suit_the_caches(monkeypatch):
+def cut_to_single_samples(monkeypatch):
+    monkeypatch.setattr(passes, "SMALL_BATCH", 0)
+    for kind in ("", "JOINT_"):
+        monkeypatch.setattr(passes, f"{kind}PART_BYTES", 0)
+        monkeypatch.setattr(passes, f"{kind}PART_WEIGHTS", 1e-9)
+
+
+@pytest.mark.parametrize("criterion", ["px", "px-joint"])
+def test_a_batch_runs_in_parts_that_suit_the_caches(criterion, monkeypatch):
     torch.manual_seed(3)
     resnet, images = models.resnet20().eval(), torch.randn(5, 3, 16, 16)
     sizes = []
@@ -39,12 +46,11 @@ def test_a_batch_runs_in_parts_that_suit_the_caches(monkeypatch):
         type(resnet), "forward", lambda self, x: sizes.append(x.shape[0]) or forward(self, x)
     )
     masks = nets.random_masks(resnet, 0.5)
-    whole = pxfast.score(resnet, images, masks=masks)
+    whole = pxfast.score(resnet, images, criterion=criterion, masks=masks)
     assert max(sizes) == len(images)
     sizes.clear()
-    monkeypatch.setattr(passes, "PART_BYTES", 0)
-    monkeypatch.setattr(passes, "PART_WEIGHTS", 1e-9)
-    parts = pxfast.score(resnet, images, masks=masks)
+    cut_to_single_samples(monkeypatch)
+    parts = pxfast.score(resnet, images, criterion=criterion, masks=masks)
     assert set(sizes) == {1}
     assert_same(parts, whole, DEEP_NET[F32])
 

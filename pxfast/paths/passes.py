@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from pxfast.batches import Batch, cannot_run, check_finite, to_device
+from pxfast.batches import Batch, cannot_run, check_finite, inputs, to_device
 from pxfast.errors import NoPathError, PxfastError, RangeError
 from pxfast.paths import rules  # noqa: F401 - registers the rules
 from pxfast.paths.memory import Budget
@@ -54,10 +54,12 @@ class Structure:
 
 # A CPU runs a batch in parts whose values and path sums together take some 256 MiB: single ones
 # then stay in its caches and in memory that is already mapped. Where the weights are large, in such
-# parts as repay reading them again (docs/method.md, "Parts of a batch").
-PART_BYTES = 256 * 2**20
-PART_WEIGHTS = 4  # times the bytes of the weights, at least
-MASKED_PART = 2  # times as much under masks: each part lists their non-zeros again
+# parts as repay reading them again (docs/method.md, "Parts of a batch"). In J, where every path sum
+# is as wide as its value and waits for the backward, parts cost more and are larger.
+PART_BYTES, JOINT_PART_BYTES = 256 * 2**20, 360 * 2**20
+PART_WEIGHTS, JOINT_PART_WEIGHTS = 4, 8  # times the bytes of the weights, at least
+MASKED_PART = 2  # times as much of h under masks: each part lists their non-zeros again
+SMALL_BATCH = 2**20  # bytes of inputs that J takes whole, without a look at shapes
 
 
 @dataclass
@@ -207,7 +209,8 @@ class Passes:
                 torch.stack([_inner(end, None).mantissa for end in ends]).sum().backward()
         finally:
             weights.purpose = purpose
-        weights.rows = {name: compact(rows) for name, rows in weights.rows.items()}
+        with self._budget.aside():
+            weights.rows = {name: compact(rows) for name, rows in weights.rows.items()}
         self._budget.memory -= self._bytes_of_rows()
 
     def _gather(self, network: Network) -> None:
@@ -271,16 +274,18 @@ class Passes:
         return batch
 
     def _parts(self, batch: Batch, *, squares: bool) -> Iterator[Batch]:
-        """Parts of a batch that fit ``max_memory`` and, in h, suit the caches of a CPU."""
+        """Parts of a batch that fit ``max_memory`` and suit the caches of a CPU."""
         most = batch.size
-        if self.device.type == "cpu" and not squares:
-            most = min(most, self._suiting(batch))
+        small = squares and sum(x.nbytes for x in inputs(batch)) < SMALL_BATCH
+        if self.device.type == "cpu" and not small:
+            most = min(most, self._suiting(batch, squares))
+        separable = self.max_memory is None or self._separable(batch)
+        if separable and not squares and (most < batch.size or self.max_memory is not None):
+            self.weights.memory = self.weights.memory or {}
         if self.max_memory is None:
-            if most < batch.size:
-                self.weights.memory = self.weights.memory or {}
             yield from batch.split(most)
             return
-        done, separable = 0, self._separable(batch)
+        done = 0
         while done < batch.size:
             size = min(most, self._budget.most) if separable else batch.size
             yield batch.samples(done, done + size)
@@ -307,9 +312,10 @@ class Passes:
         return Budget((self.max_memory or 0) - self._bytes_of_rows())
 
     def _bytes_of_rows(self) -> int:
-        return sum(buffer.nbytes for buffer in (self.weights.rows or {}).values())
+        rows = (self.weights.rows or {}).values()
+        return sum(flags.untyped_storage().nbytes() for flags in rows)
 
-    def _suiting(self, batch: Batch) -> int:
+    def _suiting(self, batch: Batch, squares: bool) -> int:
         """How many samples suit a CPU's caches, judged by h on shapes alone."""
         structure = self._structure_of(batch)
         if not structure.separable:
@@ -317,6 +323,8 @@ class Passes:
         masked = self.weights.thinned or bool(self.weights.masks)
         times = PART_WEIGHTS * (MASKED_PART if masked else 1)
         wanted = max(PART_BYTES, times * self._weight_bytes)
+        if squares:
+            wanted = max(JOINT_PART_BYTES, JOINT_PART_WEIGHTS * self._weight_bytes)
         return max(1, math.ceil(wanted / max(1, structure.bytes)))
 
     @functools.cached_property
