@@ -94,17 +94,20 @@ def _plain_tensors(module: nn.Module) -> dict[str, Tensor]:
 def check_weights(model: nn.Module, offloaded: Offloaded) -> torch.dtype:
     """Refuse NaN and infinity by name; returns the dtype of path sums, float32 or float64.
 
+    A buffer may hold infinity, unless it is a norm's statistic: masks and bounds do.
+
     Raises:
         PxfastError: a parameter or buffer is not finite.
     """
     dtype = torch.float32
+    bounds = {name for name, _ in model.named_buffers() if "running_" not in name}
     stored = ((name, offloaded.load(name)) for name in offloaded)
     for name, tensor in chain(model.named_parameters(), model.named_buffers(), stored):
         if not tensor.is_floating_point() or tensor.is_meta:
             continue
         if tensor.dtype is torch.float64:
             dtype = torch.float64
-        if not is_finite(tensor):
+        if not is_finite(tensor) and not (name in bounds and not bool(tensor.isnan().any())):
             raise PxfastError(
                 f"{name} holds NaN or infinity; scores of this model would mean nothing"
             )

@@ -556,6 +556,21 @@ def test_bad_models():
         pxfast.score(nn.Sequential(nn.Linear(4, 3), nn.Flatten(0)), torch.randn(2, 4))
 
 
+def test_buffers_may_hold_infinity():
+    """Masks and bounds do; a norm's statistic may not, and none may hold NaN."""
+    model, x = nets.conv(), torch.randn(2, 1, 5, 5)
+    expected = pxfast.score(model, x)
+    model.register_buffer("mask", torch.tensor([0.0, -math.inf]))
+    assert pxfast.score(model, x) == expected
+    model.register_buffer("mask", torch.tensor([0.0, math.nan]))
+    with pytest.raises(PxfastError, match="mask holds NaN"):
+        pxfast.score(model, x)
+    norm = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
+    norm[1].running_mean[0] = math.inf
+    with pytest.raises(PxfastError, match=r"1\.running_mean holds NaN or infinity"):
+        pxfast.score(norm, x)
+
+
 def test_bad_masks():
     model, x = nets.mlp(), torch.randn(2, 4)
     with pytest.raises(MaskError, match=r"'layer' is not a weight of the model.*0\.weight"):

@@ -81,6 +81,10 @@ REORDERED = 4000 * _U64
 # blocked (about 80 u an operation), forward and backward, in the engine and in the reference.
 ARCHITECTURE = 2 * 2 * 500 * 80 * _U64
 
+# Scores in float64 of a network that casts to float32 for its attention: four products of at most
+# 64 terms in each of two stages, forward and backward, in the engine and in the reference.
+IN_FLOAT32 = 2 * 2 * 2 * 4 * 64 * _U32
+
 # Scores of deep architectures in float32 against float64, by the same count. Besides, a gate whose
 # z is 0 within rounding may be open in one and shut in the other: one of 10^4 and more in its
 # layer, so what changes is less.

@@ -106,6 +106,7 @@ class Interpreter(TorchFunctionMode):
         super().__init__()
         self.network = network
         self._count = 0  # path tensors made so far
+        self.layers = 0  # the bits of those that a weight was applied for
         self.lost: str | None = (
             None  # a path lost in code that hides the error's type (TorchScript)
         )
@@ -152,6 +153,7 @@ class Interpreter(TorchFunctionMode):
         for tensor in path_tensors:
             tensor.check_fresh()
         target = registry.in_place_target(func, args, kwargs)
+        applied = network.weights.applied
         with network.path_arithmetic():
             result = entry.rule(network, func, *args, **kwargs)
         if target is not None:
@@ -161,7 +163,7 @@ class Interpreter(TorchFunctionMode):
             result = target
         if any(tensor.halves is not None for tensor in path_tensors):
             self._check_halves(func, result)
-        self._note_lineage(path_tensors, result, target)
+        self._note_lineage(path_tensors, result, target, network.weights.applied > applied)
         return result
 
     def _check_halves(self, func: Any, result: Any) -> None:
@@ -171,8 +173,10 @@ class Interpreter(TorchFunctionMode):
             if number and made.path is None and made.halves is None and not made.constant:
                 raise NoRuleError(registry.complex_rule(func, self.network.weights.where()))
 
-    def _note_lineage(self, operands: list[PathTensor], result: Any, target: Any) -> None:
-        """Note what a result was computed from."""
+    def _note_lineage(
+        self, operands: list[PathTensor], result: Any, target: Any, layer: bool
+    ) -> None:
+        """Note what a result was computed from, and whether by a layer."""
         ancestors = 0
         for operand in operands:
             ancestors |= operand.lineage
@@ -185,6 +189,8 @@ class Interpreter(TorchFunctionMode):
             made.constant = made.constant or all(operand.constant for operand in operands)
             made.lineage |= ancestors | 1 << self._count
             made.own = 1 << self._count
+            if layer:
+                self.layers |= made.own
 
 
 def path_tensors_in(arguments: Iterable[Any]) -> list[PathTensor]:

@@ -223,6 +223,7 @@ class Weights:
         memory: by name what was made of θ and M, while a batch runs in parts; else None.
         dead: modules whose gates no path sum opens, so that the weights behind them score 0.
         thinned: whether a weight under a mask has been met.
+        applied: how often a weight has reached a linear operation.
     """
 
     model: nn.Module
@@ -239,6 +240,7 @@ class Weights:
     memory: dict[str, dict[str, Tensor]] | None = None
     dead: list[str] = field(default_factory=list)
     thinned: bool = False
+    applied: int = 0
 
     def __post_init__(self) -> None:
         self._modules = {id(module) for module in self.model.modules()}
@@ -293,6 +295,7 @@ class Weights:
         source = self.source(tensor)
         if source is None:
             return Weight(self, None, tensor.detach(), None)
+        self.applied += 1
         if self.purpose == "structure":
             return Weight(self, source, source.seen(source.theta), None)
         mask = self._mask(source)

@@ -126,8 +126,20 @@ def product(net: Any, call: Call) -> Tensor:
     """Queries and keys: Σ_c q̃_ic k̃_jc. A v: A² in h, 1/T in g, on the path sums of v."""
     if net.graph.kinds[call.node] == LOGITS:
         return _applied(call, lambda path, real, kind: path if kind == PATH else real * 0 + 1)
+    names = tuple(name for name in call.args if name in FACTORS.get(call.operation, ()))
+    if [call.kinds[name] for name in names] == [PATH, PATH]:
+        return _without_softmax(net, call, names)
     result = _applied(call, lambda path, real, kind: _gate(net, path, real, kind))
     return net.product(result, net.opened[source_of(net.graph, call.node)])
+
+
+def _without_softmax(net: Any, call: Call, names: tuple[str, ...]) -> Tensor:
+    """Attention without a softmax: the squared gate of the data, in g ones, on the path sums."""
+    gate = net.gate_of(call, names)
+    real = call.real[gate].double()
+    weights = real**2 if net.gated else torch.ones_like(real)
+    result = torch.matmul(*(weights if name == gate else call.args[name] for name in names))
+    return net.product(result, net.opening_of(arguments(call.node)[gate]))
 
 
 def _gate(net: Any, path: Any, real: Any, kind: str) -> Tensor:

@@ -26,6 +26,8 @@ from pxfast.reference.px_rules import (
     PATH,
     PLAIN,
     PRODUCTS,
+    RECTIFIED,
+    SAME,
     SIZES,
     SOFTMAX,
 )
@@ -66,7 +68,7 @@ class Graph:
             return LOGITS
         if operation in PRODUCTS and PATH in kinds:
             return LOGITS if self._is_of_queries_and_keys(node, kinds) else PATH
-        if PATH in kinds and operation not in GATES | CONDITIONS:
+        if PATH in kinds and (operation not in GATES | CONDITIONS or _squares_rectified(node)):
             return PATH
         return ATTENTION if ATTENTION in kinds else GATE
 
@@ -74,8 +76,7 @@ class Graph:
         """Whether a product of two tensors, at least one of them with a path, makes logits."""
         if ATTENTION in kinds:
             return False
-        factors = [n for n in node.all_input_nodes if self.kinds[n] == PATH]
-        return len(factors) == 2 or _reaches_softmax(node)
+        return _reaches_softmax(node)
 
     def _refuse_overwritten_views(self) -> None:
         """Refuse an operation in place on paths, if what it overwrites is read under another name.
@@ -207,6 +208,9 @@ class Copy:
 
         with _noting_modules(self.model):
             module = make_fx(outputs, tracing_mode="real", pre_dispatch=True)(x.clone())
+        for node in reversed(list(module.graph.nodes)):
+            if key(node) in ("_enter_autocast", "_exit_autocast"):  # all is in float64
+                module.graph.erase_node(node)
         module.graph.eliminate_dead_code()
         return Graph(module, self.masks, self.names)
 
@@ -310,6 +314,16 @@ def _reaches_softmax(node: Node) -> bool:
         key(user) in SOFTMAX or (key(user) in LOGITS_OPERATIONS and _reaches_softmax(user))
         for user in node.users
     )
+
+
+def _squares_rectified(node: Node) -> bool:
+    """Whether `node` squares what came out of a ReLU."""
+    if key(node) == "pow" and node.args[1] != 2:
+        return False
+    source = node.args[0]
+    while key(source) in (*MOVING, *SAME):
+        source = source.args[0]
+    return key(node) in ("pow", "square") and key(source) in RECTIFIED
 
 
 def _copy(model: nn.Module) -> nn.Module:

@@ -26,6 +26,7 @@ from pxfast.reference.px_rules import (
     PATH,
     PLAIN,
     POOLED,
+    PRODUCTS,
     RULES,
     SAME,
     SOFTMAX,
@@ -170,41 +171,50 @@ class Auxiliary:
         gate = arguments(call.node)[gates[0]]
         if self.graph.kinds[gate] == ATTENTION:
             opening = self.opened[gate if key(gate) in SOFTMAX else source_of(self.graph, gate)]
-        elif (opener := self._activation_before(gate)) is not None:
-            opening = self.entering[opener].sum()
-        elif self.graph.kinds[gate] == PATH:
-            opening = self.env[gate].sum()
-        else:
+        elif (opening := self.opening_of(gate)) is None:
             return
         self.product(self.env[call.node], opening)
 
-    def gate_of(self, call: Call) -> str:
+    def gate_of(self, call: Call, factors: tuple[str, str] = ("self", "other")) -> str:
         """Return which of two factors is the gate: the name of an argument.
 
         The one computed from the other; else the bounded one; else the only one that came out of
-        an activation.
+        an activation; else, of a product entry by entry, the one that fewer layers lie behind.
         """
-        factors = arguments(call.node)
-        for one, other in (("self", "other"), ("other", "self")):
-            if factors[other] in ancestors(factors[one]):
-                return one
-        opened = [self._activation_before(factors[name]) for name in ("self", "other")]
-        keys = ["" if node is None else key(node) for node in opened]
+        first, second = (arguments(call.node)[name] for name in factors)
+        for one, other, name in ((first, second, factors[0]), (second, first, factors[1])):
+            if other in ancestors(one):
+                return name
+        sources = [self._source(node) for node in (first, second)]
+        keys = [key(node) if node in self.entering else "" for node in sources]
+        layers = [self._layers(node) for node in (first, second)]
         for bounded in BOUNDED:
             if (keys[0] == bounded) != (keys[1] == bounded):
-                return "self" if keys[0] == bounded else "other"
+                return factors[keys[1] == bounded]
         if (keys[0] == "") != (keys[1] == ""):
-            return "self" if keys[1] == "" else "other"
+            return factors[keys[0] == ""]
+        if layers[0] != layers[1] and call.operation not in PRODUCTS:
+            return factors[layers[0] > layers[1]]
         raise TypeError(f"reference.px: cannot tell which factor of {call.node.name!r} is the gate")
 
-    def _activation_before(self, node: Node) -> Node | None:
-        """Return the activation that `node` came out of, if only reshaped and scaled since."""
+    def opening_of(self, gate: Node) -> Tensor | None:
+        """Return ℓ of a gate: the sum of the path sums that enter its activation, or of its own."""
+        if (opener := self._source(gate)) in self.entering:
+            return self.entering[opener].sum()
+        return self.env[gate].sum() if self.graph.kinds[gate] == PATH else None
+
+    def _layers(self, node: Node) -> int:
+        """Return how many layers lie behind `node`."""
+        return sum(RULES.get(key(n)) is linear for n in {node, *ancestors(node)})
+
+    def _source(self, node: Node) -> Node:
+        """Return the operation that `node` came out of, if only reshaped and scaled since."""
         while key(node) in (*MOVING, *POOLED, *SAME) or RULES.get(key(node)) in (multiply, divide):
             inputs = [n for n in node.all_input_nodes if self.graph.kinds[n] in (PATH, GATE)]
             if not inputs or (RULES[key(node)] in (multiply, divide) and len(inputs) > 1):
-                return None
+                return node
             node = inputs[0]
-        return node if node in self.entering else None
+        return node
 
     def _flattened(self, n: Node) -> Tensor:
         """Concatenate all outputs per sample."""

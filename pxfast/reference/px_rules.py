@@ -71,7 +71,7 @@ class Network(Protocol):
         """Return θ²·M or the mask M of the weight that this call applies."""
         ...
 
-    def gate_of(self, call: Call) -> str:
+    def gate_of(self, call: Call, factors: tuple[str, str] = ("self", "other")) -> str:
         """Return which of two path factors is the gate: the name of an argument."""
         ...
 
@@ -302,6 +302,11 @@ def masked_fill(net: Network, call: Call) -> Tensor:
     return call(value=0)
 
 
+def squared(net: Network, call: Call) -> Tensor:
+    """The square of a rectified z is an activation as well: × φ(z) once more."""
+    return call.path * call.z**2 if net.gated else call.path
+
+
 RULES: dict[str, Rule] = {}
 
 
@@ -317,6 +322,7 @@ SIZES = {"new_zeros", "new_ones", "new_full", "new_empty", "zeros_like", "ones_l
 CONDITIONS = {"eq", "ne", "lt", "le", "gt", "ge", "argmax", "argmin"}
 GATES = {"pow", "square", "sqrt", "rsqrt", "norm", "linalg_vector_norm", "var", "std", "exp"}
 GATES |= {"reciprocal", "abs"}
+RECTIFIED = {"relu", "relu6", "leaky_relu", "clamp"}  # whose square is an activation
 
 register(linear, "linear", "conv1d", "conv2d", "conv3d")
 register(linear, "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
@@ -333,6 +339,7 @@ register(largest, "amax", "max")
 register(absolute, "upsample_bicubic2d")
 register(pad, "pad", "constant_pad_nd")
 register(masked_fill, "masked_fill")
+register(squared, "pow", "square")
 register(add, "add", "sub", "rsub")
 register(multiply, "mul")
 register(add_product, "addcmul")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from libraries import library
-from tolerances import ARCHITECTURE
+from tolerances import ARCHITECTURE, IN_FLOAT32
 from torch import nn
 
 from bench import architectures
@@ -49,6 +49,13 @@ NETWORKS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "cait, talking heads": ("cait_xxs24_224", 32, ROWS),
     "xcit, over channels": ("xcit_nano_12_p16_224", 32, ROWS),
 }
+# models that take no sizes, by their class
+MODULES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "metaformer, squared ReLU": (
+        "metaformer", "MetaFormer", {"depths": (1, 1), "dims": (8, 16), "use_mlp_head": False},
+    ),
+    "focalnet, focal modulation": ("focalnet", "FocalNet", {"depths": (1, 1), "embed_dim": 8}),
+}  # fmt: skip
 SIZED = ("vit", "aimv2", "deit", "beit", "swin", "eva", "cait", "xcit", "maxvit", "coatnet")
 
 
@@ -67,3 +74,28 @@ def build(name: str) -> tuple[nn.Module, torch.Tensor]:
 def test_scores_equal_the_reference(name):
     library("timm")
     assert architectures.difference(*build(name), density=0.5) <= ARCHITECTURE
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_scores_of_a_class_equal_the_reference(name):
+    module, kind, options = MODULES[name]
+    library("timm")
+    torch.manual_seed(0)
+    model = getattr(library(f"timm.models.{module}"), kind)(num_classes=CLASSES, **options)
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    model = architectures.randomised(model).double().eval()
+    assert architectures.difference(model, images, density=0.5) <= ARCHITECTURE
+
+
+@pytest.mark.filterwarnings("ignore:the output never uses", "ignore:no path sum opens")
+def test_attention_without_softmax_equals_the_reference():
+    """EfficientViT's linear attention, which casts to float32 whatever the model's dtype."""
+    library("timm")
+    torch.manual_seed(0)
+    model = library("timm.models.efficientvit_mit").EfficientVit(
+        num_classes=CLASSES, widths=(8, 8, 16, 16), depths=(1, 1, 1, 1), head_dim=8,
+        head_widths=(16, 16),
+    )  # fmt: skip
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    model = architectures.randomised(model).double().eval()
+    assert architectures.difference(model, images, density=0.5) <= IN_FLOAT32

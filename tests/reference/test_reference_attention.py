@@ -381,5 +381,5 @@ def test_products_without_a_softmax_are_refused():
             q = self.q(x)
             return (q @ q.mT) @ self.v(x)
 
-    with pytest.raises((TypeError, ValueError), match=r"no rule|does not depend"):
+    with pytest.raises((TypeError, ValueError), match="cannot tell which factor"):
         px.score(LinearAttention(), random_batch((TOKENS, WIDTH), 2))

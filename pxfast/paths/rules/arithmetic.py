@@ -164,8 +164,19 @@ def _is_gate(network: Network, x: Any, y: Any) -> bool:
     """Whether x is the gate of x · y, rather than y; an error where that cannot be told."""
     answer = is_gate(x, y)
     if answer is None:
+        answer = _has_passed_fewer_layers(x, y)
+    if answer is None:
         raise undecided(network)
     return answer
+
+
+def _has_passed_fewer_layers(x: Any, y: Any) -> bool | None:
+    """Whether fewer weights lie behind x than behind y; None if they are as many."""
+    from pxfast.paths.tensor import Interpreter
+
+    layers = Interpreter.running().layers
+    first, second = ((factor.lineage & layers).bit_count() for factor in (x, y))
+    return None if first == second else first < second
 
 
 def is_gate(x: Any, y: Any) -> bool | None:
@@ -191,8 +202,9 @@ def undecided(network: Network) -> NoRuleError:
     """The error about a product whose gate cannot be told."""
     return NoRuleError(
         f"cannot tell which factor of a product is the gate (in {network.weights.where()}): both "
-        "carry paths, neither was computed from the other, and both or none came out of an "
-        "activation. Put the product into a function of its own and register a rule for it:\n"
+        "carry paths, neither was computed from the other, both or none came out of an activation, "
+        "and as many layers lie behind the one as behind the other. Put the product into a "
+        "function of its own and register a rule for it:\n"
         "    @pxfast.rule(my_product)\n"
         "    def gate_times_value(network, func, gate, value):\n"
         "        path = network.gated(value, lambda: gate.value.square())\n"
@@ -227,12 +239,14 @@ def divide(
         result = network.tensor(value, factored(network, input, other, -2))
         result.opening = input.opening
         return result
-    if _is_gate(network, input, other):
+    if is_gate(input, other):
         raise NoRuleError(
             f"a quotient whose divisor carries the value path (in {network.weights.where()}) has "
             "no rule: the gate of a quotient must be its divisor. Put it into a function of its "
             "own and register a rule for that with pxfast.rule."
         )
+    if network.squares and not bool(other.path.mantissa.any()):  # a sum of weights without paths
+        return network.tensor(value, factored(network, input, other, -2))
     return gated_product(network, value, other, input, -2)
 
 
@@ -256,7 +270,12 @@ def sign(network: Network, func: Any, input: Any) -> Any:
     Tensor.__pow__, Tensor.__rpow__, Tensor.__rtruediv__, Tensor.__ipow__,
 )  # fmt: skip
 def gate_tensor(network: Network, func: Any, *args: Any, **kwargs: Any) -> Any:
-    """Functions that only ever shape gates (norms written by hand): a value without a path."""
+    """Functions that only ever shape gates (norms written by hand): a value without a path.
+
+    But the square of an activation is one itself (squared ReLU): φ²/z = φ · φ/z.
+    """
+    if is_square(func, *args, **kwargs):
+        return squared_activation(network, args[0])
     value = network.value(out_of_place(func), *args, **kwargs)
     if not isinstance(value, Tensor):
         return type(value)([network.tensor(v, None) for v in value])
@@ -264,6 +283,25 @@ def gate_tensor(network: Network, func: Any, *args: Any, **kwargs: Any) -> Any:
     result.ended = full_name(func)
     if func in EXPONENTIAL:
         result.opening = exponential_of(args[0])
+    return result
+
+
+SQUARE, POWER = spellings("square"), [*spellings("pow"), Tensor.__pow__, Tensor.__ipow__]
+RECTIFIED = ("relu", "relu6", "leaky_relu", "clamp")
+
+
+def is_square(func: Any, x: Any = None, exponent: Any = 2, **kwargs: Any) -> bool:
+    """Whether a call squares what came out of a ReLU."""
+    if kwargs or not (func in SQUARE or (func in POWER and exponent in (2, 2.0))):
+        return False
+    return path_of(x) is not None and getattr(x.opening, "activation", None) in RECTIFIED
+
+
+def squared_activation(network: Network, x: Any) -> Any:
+    """φ(z)²: × φ(z) once more."""
+    path = network.gated(x, lambda: x.value.to(network.dtype).square(), everywhere=True)
+    result = network.tensor(network.value(torch.square, x), path)
+    result.opening = x.opening
     return result
 
 

@@ -150,6 +150,11 @@ CASES = {
     "Threshold": through(lambda: nn.Threshold(0.1, 0.0)),
     "Threshold, a value": through(lambda: nn.Threshold(-0.1, -0.7)),
     "Threshold, not 0 at 0": through(lambda: nn.Threshold(0.1, -0.7)),
+    "relu ** 2": of(lambda x: F.relu(x) ** 2, (4,), gate(squared(lambda z: F.relu(z) ** 2))),
+    "relu.square": of(
+        lambda x: x.view(-1, 2, 2).clamp(min=0).square().flatten(1), (4,),
+        gate(squared(lambda z: F.relu(z) ** 2)),
+    ),
     "F.threshold_": of(
         lambda x: F.threshold_(x, 0.1, 0.0), (4,), gate(squared(nn.Threshold(0.1, 0.0)))
     ),
