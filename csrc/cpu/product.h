@@ -40,8 +40,8 @@ struct Packed {
   Piece<path> sums[Tile<path>::column_strips][Tile<path>::row_strips];
 };
 
-// piece = (unless `first`: +=) a · b over `terms`. Element (m, r) of a is a[m][r · step]; b is a packed strip,
-// [terms, width].
+// piece = (unless `first`: +=) a · b over `terms`. Element (m, r) of a is a[m][r · step]; b is a packed
+// strip, [terms, width].
 template <int64_t step, class path>
 inline void accumulate(Piece<path>& piece, const path* const (&a)[Tile<path>::rows], const path* b,
                        int64_t terms, bool first) {
