@@ -93,6 +93,7 @@ bench: $(INSTALLED) ## measure everything again (about two hours) and rewrite th
 	$(BIN)/python bench/run.py squared-attention
 	$(BIN)/python bench/run.py squared-conv2d
 	$(BIN)/python bench/run.py sparse-dual-conv2d
+	$(BIN)/python bench/run.py sparse-dual-linear
 	$(BIN)/python bench/run.py masked-ones
 	$(BIN)/python bench/run.py gate
 	$(BIN)/python bench/run.py select

@@ -20,16 +20,18 @@ FILES = (
     "bench/{op}.py",
 )
 CPU_ONLY = {"sparse_dual_conv2d"}  # ops that dense kernels serve elsewhere
-
+COMPOSED = {"sparse_dual_linear"}  # ops that arrange what another op's kernels compute
 CUDA_ONLY = {"squared_conv2d"}  # ops that torch serves best on a CPU
 
 
 def missing_pieces(op: str, root: Path = ROOT) -> list[str]:
     """What an op lacks: files, its section of docs/kernels.md, its sources in the build."""
     without = "csrc/cuda/" if op in CPU_ONLY else "csrc/cpu/" if op in CUDA_ONLY else "none"
+    without = "csrc/" if op in COMPOSED else without
     forms = [form for form in FILES if not form.startswith(without)]
     missing = [name for form in forms if not (root / (name := form.format(op=op))).is_file()]
-    for document in ("docs/kernels.md", "CMakeLists.txt"):
+    documents = ["docs/kernels.md"] + ["CMakeLists.txt"] * (op not in COMPOSED)
+    for document in documents:
         path = root / document
         if not path.is_file() or not re.search(rf"\b{op}\b", path.read_text(encoding="utf-8")):
             missing.append(f"{op} in {document}")

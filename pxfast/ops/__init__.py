@@ -11,6 +11,7 @@ from pxfast.ops.masked_ones import (
 )
 from pxfast.ops.select_threshold import Bins, Threshold, narrow, score_histogram, select_threshold
 from pxfast.ops.sparse_dual_conv2d import sparse_dual_conv2d, sparse_dual_conv2d_pays
+from pxfast.ops.sparse_dual_linear import sparse_dual_linear, sparse_dual_linear_pays
 from pxfast.ops.squared_attention import squared_attention
 from pxfast.ops.squared_conv2d import (
     squared_conv2d,
@@ -35,6 +36,8 @@ __all__ = [
     "select_threshold",
     "sparse_dual_conv2d",
     "sparse_dual_conv2d_pays",
+    "sparse_dual_linear",
+    "sparse_dual_linear_pays",
     "squared_attention",
     "squared_conv2d",
     "squared_conv2d_backward",

@@ -22,6 +22,7 @@ from pxfast.paths.network import Network
 from pxfast.paths.pathsum import PathSum, Runs
 from pxfast.paths.registry import rule
 from pxfast.paths.rules.heads import is_attention, mixed_heads
+from pxfast.paths.rules.sparse import sparse_linear, sparse_linear_pays
 from pxfast.paths.rules.squared import SquaredConvolution, SquaredLinear, note_use
 from pxfast.paths.shapes import convolution_shape
 from pxfast.paths.weights import Weight
@@ -35,6 +36,8 @@ def linear(network: Network, func: Any, input: Any, weight: Any, bias: Any = Non
     if is_attention(input) and weight.shape[0] == weight.shape[1]:
         return mixed_heads(network, input, -1, lambda x: linear(network, func, x, weight, bias))
     used = applied(network, input, weight)
+    if sparse_linear_pays(network, input, used):
+        return sparse_linear(network, input, used, bias)
     value = network.shaped(
         lambda: (*input.value.shape[:-1], weight.shape[0]),
         lambda x, bias: row_by_row(x, used, used.masked_rows, bias),
