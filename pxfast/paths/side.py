@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from pxfast.paths.names import described
 from pxfast.paths.opening import Opening
 from pxfast.paths.pathsum import Exponent, PathSum, larger, shifted
-from pxfast.paths.weights import Weight, Weights
+from pxfast.paths.weight import Weight
+from pxfast.paths.weights import Weights
 
 
 @dataclass

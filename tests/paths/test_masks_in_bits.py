@@ -13,7 +13,7 @@ from torch import nn
 
 import pxfast
 from pxfast import _native, ops
-from pxfast.paths.weights import Weight
+from pxfast.paths.weight import Weight
 from pxfast.reference import px
 
 F32, F64 = torch.float32, torch.float64

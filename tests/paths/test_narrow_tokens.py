@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import pxfast
 from pxfast import ops
 from pxfast.paths.pathsum import PathSum, Runs, total
-from pxfast.paths.rules import linear, shape
+from pxfast.paths.rules import geometry, linear, shape
 
 
 class Patches(nn.Module):
@@ -88,7 +88,7 @@ def test_h_needs_no_products_where_nothing_is_masked(class_token, monkeypatch):
 def test_scores_do_not_change(class_token, criterion, monkeypatch):
     model, x = patches(class_token), random_batch((2, 6, 6)).double()
     scores = pxfast.score(model, x, criterion=criterion)
-    monkeypatch.setattr(linear.Convolution, "is_even", lambda self: False)
+    monkeypatch.setattr(geometry.Convolution, "is_even", lambda self: False)
     monkeypatch.setattr(shape, "_in_runs", lambda *pieces: None)
     wide = pxfast.score(model, x, criterion=criterion)
     for name, score in scores.items():

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import pxfast
 from pxfast.paths.network import Network
 from pxfast.paths.passes import Passes
-from pxfast.paths.weights import Weight
+from pxfast.paths.weight import Weight
 
 CRITERIA = ("px", "px-joint")
 EXACT = SMALL_NET[torch.float64]

@@ -11,7 +11,7 @@ from torch import nn
 
 import pxfast
 from pxfast import _native, models, ops
-from pxfast.paths.rules import linear
+from pxfast.paths.rules import convolution
 from pxfast.reference import px
 
 F32, F64 = torch.float32, torch.float64
@@ -70,7 +70,7 @@ def test_a_deep_network_scores_as_with_dense_layers(calls, criterion, monkeypatc
     masks = nets.random_masks(model, 0.15)
     sparse = pxfast.score(model, x, criterion=criterion, masks=masks)
     assert calls
-    monkeypatch.setattr(linear, "sparse_pays", lambda *_: False)
+    monkeypatch.setattr(convolution, "sparse_convolution_pays", lambda *_: False)
     calls.clear()
     dense = pxfast.score(model, x, criterion=criterion, masks=masks)
     assert not calls

@@ -7,6 +7,7 @@ from pxfast.paths.rules import (
     attention,
     complex,
     composed,
+    convolution,
     einsum,
     linear,
     matmul,
@@ -18,6 +19,6 @@ from pxfast.paths.rules import (
 )
 
 __all__ = [
-    "activation", "arithmetic", "attention", "complex", "composed", "einsum", "linear", "matmul",
-    "metadata", "multihead", "norm", "pooling", "shape",
+    "activation", "arithmetic", "attention", "complex", "composed", "convolution", "einsum",
+    "linear", "matmul", "metadata", "multihead", "norm", "pooling", "shape",
 ]  # fmt: skip

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pxfast import ops
 from pxfast.paths.pathsum import PathSum
-from pxfast.paths.weights import Weight
+from pxfast.paths.weight import Weight
 
 
 class SquaredLinear(torch.autograd.Function):
