@@ -5,9 +5,10 @@ images, all in one batch, and a plain forward and backward of one of them, in a 
 criterion; and, in another process, in turn with a plain forward and the official algorithm
 (`pxfast.reference.official`). They are apart because the memory that one of them has mapped makes
 the next one faster: behind the official algorithm a plain forward of ResNet-50 takes two thirds of
-its time. The masks come from `pxfast.prune` in a few rounds. Without masks px can skip the data
-pass; it is also timed with the pass all the same. Peak memory is that of one score, or of the plain
-forward, in a process of its own.
+its time. `--alone` leaves the official algorithm out, for networks that it has no memory for.
+The masks come from `pxfast.prune` in a few rounds. Without masks px can skip the data pass; it is
+also timed with the pass all the same. Peak memory is that of one score, or of the plain forward, in
+a process of its own.
 """
 
 from __future__ import annotations
@@ -40,35 +41,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--densities", type=float, nargs="+", default=[1.0, 0.5, 0.1, 0.02], help="of the masks"
     )
+    parser.add_argument(
+        "--alone", action="store_true", help="without the official algorithm (ViT-L: over 20 GB)"
+    )
 
 
 def measure(arguments: argparse.Namespace) -> Result:
     """Time and weigh scoring passes at every density."""
     chosen = _setting.of(arguments)
     model, images = _setting.setting(**chosen)
-    rows = []
+    rows: list[dict[str, object]] = []
+    beside = [] if arguments.alone else ["official"]
     for density in arguments.densities:
         masks = masks_of(model, images, density)
         criteria = ("px", FORCED, "px-joint") if density == 1 else ("px", "px-joint")
         with _file_of(masks) as file:
-            times = _times(criteria, arguments.repeats, masks=file, **chosen)
+            work = {"masks": file, **chosen}
+            times = {name: _times(name, arguments.repeats, **work) for name in criteria}
+            if beside:
+                for name, columns in _times_beside(criteria, arguments.repeats, **work).items():
+                    times[name] |= columns
             memory = {
-                candidate: peak_memory(prepare_score, candidate=candidate, masks=file, **chosen)
-                for candidate in (*criteria, "official", "forward")
+                candidate: peak_memory(prepare_score, candidate=candidate, **work)
+                for candidate in (*criteria, *beside, "forward")
             }
         for criterion in criteria:
             data_pass = _data_pass(run(criterion, model, images, masks))
-            mebibytes = {
-                "pxfast MiB": memory[criterion],
-                "official MiB": memory["official"],
-                "forward MiB": memory["forward"],
-            }
+            mebibytes = {f"{name} MiB": memory[name] for name in (*beside, "forward")}
             rows.append(
                 {
                     "criterion": criterion,
                     "density": density,
                     "data pass": data_pass,
                     **times[criterion],
+                    "pxfast MiB": memory[criterion],
                     **mebibytes,
                 }
             )
@@ -145,29 +151,34 @@ def prepare_score(candidate: str, masks: str | None, small: bool, **setting: obj
     return lambda: run(candidate, model, images, loaded)
 
 
-def _times(
+def _times(criterion: str, repeats: int, **arguments: object) -> dict[str, object]:
+    """Columns of a criterion timed in turn with the plain passes alone."""
+    alone = paired_apart(
+        prepare_score, ["forward", "one image", criterion], repeats=repeats, **arguments
+    )
+    return {
+        "forward ms": spread([1e3 * value for value in alone["forward"]]),
+        "pxfast × forward": ratio(alone[criterion], alone["forward"]),
+        "one image × forward": ratio(alone["one image"], alone["forward"]),
+    }
+
+
+def _times_beside(
     criteria: Sequence[str], repeats: int, **arguments: object
 ) -> dict[str, dict[str, object]]:
-    """Time all criteria, each beside a forward and all beside the official algorithm; columns by
-    criterion."""
+    """Columns, by criterion, of all of them timed in turn with the official algorithm."""
     beside = paired_apart(
         prepare_score, ["forward", *criteria, "official"], repeats=repeats, **arguments
     )
-    columns = {}
-    for criterion in criteria:
-        alone = paired_apart(
-            prepare_score, ["forward", "one image", criterion], repeats=repeats, **arguments
-        )
-        columns[criterion] = {
-            "forward ms": spread([1e3 * value for value in alone["forward"]]),
-            "pxfast × forward": ratio(alone[criterion], alone["forward"]),
-            "one image × forward": ratio(alone["one image"], alone["forward"]),
+    return {
+        criterion: {
             "forward ms beside official": spread([1e3 * value for value in beside["forward"]]),
             "pxfast × forward beside official": ratio(beside[criterion], beside["forward"]),
             "official × forward": ratio(beside["official"], beside["forward"]),
             "official ÷ pxfast": ratio(beside["official"], beside[criterion]),
         }
-    return columns
+        for criterion in criteria
+    }
 
 
 def _data_pass(scores: object) -> str:
