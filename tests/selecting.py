@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -9,7 +10,9 @@ from backends import Backend
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pxfast.ops import Bins, Threshold, narrow
+from pxfast.ops import Bins, Threshold, narrow, select_threshold
+
+op_module = sys.modules[select_threshold.__module__]  # its name in pxfast.ops is the function's
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 Masks = list[Tensor | None]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import nets
 import pytest
 import torch
-from tolerances import DEEP_NET, close
+from scored import assert_same
+from tolerances import DEEP_NET
 from torch import nn
 
 import pxfast
@@ -15,12 +16,6 @@ from pxfast.paths.rules import linear
 from pxfast.reference import px as reference
 
 F32, F64 = torch.float32, torch.float64
-
-
-def assert_same(actual, expected, tolerance):
-    assert list(actual) == list(expected)
-    for name in expected:
-        close(actual[name], expected[name], tolerance, name)
 
 
 @pytest.fixture

@@ -6,8 +6,25 @@ import re
 
 import pytest
 from emulated.build import Program
-from emulated.planted_bugs import BUGS
+from emulated.planted import (
+    gate,
+    masked_ones,
+    selection,
+    squared_attention,
+    squared_conv2d,
+    squared_linear,
+    squared_linear_on_tensor_cores,
+)
 
+BUGS = (
+    *squared_linear.BUGS,
+    *squared_linear_on_tensor_cores.BUGS,
+    *gate.BUGS,
+    *selection.BUGS,
+    *squared_attention.BUGS,
+    *squared_conv2d.BUGS,
+    *masked_ones.BUGS,
+)
 PARAMETERS = [pytest.param(bug.program, bug.sign, id=bug.name) for bug in BUGS]
 
 

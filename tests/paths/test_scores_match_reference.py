@@ -5,21 +5,15 @@ from __future__ import annotations
 import nets
 import pytest
 import torch
-from tolerances import DEEP_NET, SMALL_NET, close
+from scored import CRITERIA, assert_same
+from tolerances import DEEP_NET, SMALL_NET
 
 import pxfast
 from pxfast import models
 from pxfast.reference import px
 from pxfast.reference.paths import score_by_paths
 
-CRITERIA = ("px", "px-joint")
 DTYPES = (torch.float32, torch.float64)
-
-
-def assert_same(scores, expected, tolerance):
-    assert list(scores) == list(expected)
-    for name, reference in expected.items():
-        close(scores[name], reference, tolerance, name)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

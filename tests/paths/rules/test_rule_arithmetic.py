@@ -1,4 +1,4 @@
-"""Sums, products, quotients and reductions, as operators, methods and functions."""
+"""Sums, multiples, interpolations and gates by hand, as operators, methods and functions."""
 
 from __future__ import annotations
 
@@ -8,15 +8,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from middles import Case, Rule, check, constant, gate, network, of
-from nets import random_batch, random_masks
-from tolerances import SMALL_NET, close
+from middles import Case, Rule, check, constant, gate, of
 from torch import Tensor, nn
 
 import pxfast
-from pxfast.errors import NoRuleError
 
-IMAGE, TOKENS = (4, 3, 3), (4, 3)
 CONSTANT = torch.tensor([0.5, -2.0, 1.5, 3.0], dtype=torch.float64)
 
 
@@ -185,93 +181,6 @@ OWN: dict[str, tuple[Callable[..., Any], Tensor | float]] = {
     "cast to the input's dtype": (lambda x, own: x * own.gamma.float().to(x), CONSTANT),
     "two of them": (lambda x, own: own.scalar * (x * own.gamma), 0.75 * CONSTANT),
 }  # fmt: skip
-
-
-class Products(nn.Module):
-    """Everything that can be multiplied by a path: what px_rules says of the two factors."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 4)
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x, self.one, self.two)
-
-
-class Excite(nn.Module):
-    """Squeeze-and-excite, with a pooling, an activation inside and a gate to choose."""
-
-    def __init__(
-        self, squeeze: Callable[[Tensor], Tensor], inner: nn.Module, gate: Callable[..., Any]
-    ) -> None:
-        super().__init__()
-        self.reduce, self.expand = nn.Conv2d(4, 2, 1), nn.Conv2d(2, 4, 1)
-        self.squeeze, self.inner, self.gate = squeeze, inner, gate
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gate(self.expand(self.inner(self.reduce(self.squeeze(x)))))
-
-
-def pooled(x: Tensor) -> Tensor:
-    return x.mean((2, 3), keepdim=True)
-
-
-def glu(x: Tensor, one: nn.Module, two: nn.Module) -> Tensor:
-    return F.glu(torch.cat([one(x), two(x)], 1), dim=1)
-
-
-def glu_in_reference(x: Tensor, one: nn.Module, two: nn.Module) -> Tensor:
-    return one(x) * torch.sigmoid(two(x))
-
-
-class Dead(nn.Module):
-    """Squeeze-and-excite in a residual branch that a learned scale of 0 has switched off."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.zeros(1))
-        self.excite = Excite(pooled, nn.ReLU(), torch.sigmoid)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.excite(x * self.gamma)
-
-
-def product(function: Callable[..., Any], expected: Callable[..., Any] | None = None) -> Case:
-    return Case(
-        lambda: Products(function), (4,), None if expected is None else lambda: Products(expected)
-    )
-
-
-def excite(*parts: Any) -> Case:
-    return Case(lambda: Excite(*parts), IMAGE)
-
-
-class Projection(nn.Module):
-    """A linear layer written as a matrix product with a weight [K, O]."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(PROJECTION.float())
-        self.bias = nn.Parameter(torch.linspace(0, 1, 3))
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.function(x, self.weight, self.bias)
-
-
-PROJECTION = torch.linspace(-1, 1, 12).view(4, 3).double()
-
-
-def matmul(function: Callable[..., Any], scale: float = 1.0, shape: Any = (4,)) -> Case:
-    square = scale**2 * PROJECTION**2
-    return Case(
-        lambda: Projection(function), shape,
-        Rule(lambda p, z: p @ torch.ones_like(square), lambda p: p @ square,
-             lambda p, z: p @ square),
-    )  # fmt: skip
-
-
 CASES = {
     **{name: plus(function) for name, function in BOTH.items()},
     **{name: plus(function, 2.0) for name, function in DOUBLED.items()},
@@ -325,115 +234,12 @@ CASES = {
             lambda p, z: p * F.relu6(z + 3) ** 2 / 36,
         ),
     ),
-    "a product with a gate": product(lambda x, one, two: one(x) * torch.sigmoid(two(x))),
-    "a product with tanh": product(lambda x, one, two: torch.tanh(one(x)) * two(x)),
-    "sigmoid before tanh": product(
-        lambda x, one, two: torch.tanh(one(x)) * torch.sigmoid(two(x))
-    ),
-    "SwiGLU": product(lambda x, one, two: F.silu(one(x)) * two(x)),
-    "GEGLU": product(lambda x, one, two: two(x) * F.gelu(one(x))),
-    "a leaky gate": product(lambda x, one, two: two(x) * F.leaky_relu(one(x), 0.2)),
-    "a PReLU-like gate": product(lambda x, one, two: F.elu(one(x)) * two(x) * 3),
-    "computed from the other": product(lambda x, one, two: x * one(x)),
-    "a gate that is scaled": product(lambda x, one, two: (2 * torch.sigmoid(one(x))) * two(x)),
-    "highway": product(
-        lambda x, one, two: torch.sigmoid(one(x)) * two(x) + (1 - torch.sigmoid(one(x))) * x
-    ),
-    "two gates": product(lambda x, one, two: x * torch.sigmoid(one(x)) * torch.sigmoid(two(x))),
-    "F.glu": product(glu, glu_in_reference),
-    "GLU": Case(
-        lambda: nn.Sequential(nn.Linear(4, 6), nn.GLU()), (4,),
-        lambda: nn.Sequential(nn.Linear(4, 6), Halves()),
-    ),
-    "squeeze-and-excite": excite(pooled, nn.ReLU(), torch.sigmoid),
-    "in a dead branch": Case(Dead, IMAGE),
-    "with a hard sigmoid": excite(nn.AdaptiveAvgPool2d(1), nn.SiLU(), F.hardsigmoid),
-    "with max-pooling": excite(nn.AdaptiveMaxPool2d(1), nn.ReLU(), torch.sigmoid),
-    "without squeezing": excite(nn.Identity(), nn.GELU(), torch.sigmoid),
-    "with tanh": excite(pooled, nn.LeakyReLU(0.3), torch.tanh),
-    "without an activation": excite(pooled, nn.ReLU(), nn.Identity()),
-    "x @ W": matmul(lambda x, w, b: x @ w + b),
-    "torch.matmul": matmul(lambda x, w, b: torch.matmul(x, w) + b, shape=(3, 4)),
-    "Tensor.matmul": matmul(lambda x, w, b: x.matmul(w), shape=(2, 2, 4)),
-    "torch.mm": matmul(lambda x, w, b: torch.mm(x, w)),
-    "Tensor.mm": matmul(lambda x, w, b: b + x.mm(w)),
-    "torch.addmm": matmul(lambda x, w, b: torch.addmm(b, x, w)),
-    "Tensor.addmm": matmul(lambda x, w, b: b.addmm(x, w)),
-    "addmm_": of(
-        lambda x: x[:, :3].clone().addmm_(x, PROJECTION.to(x)), (4,),
-        Rule(
-            lambda p, z: p[:, :3] + p.sum(1, keepdim=True), lambda p: p[:, :3] + p @ PROJECTION**2,
-            lambda p, z: p[:, :3] + p @ PROJECTION**2,
-        ),
-    ),
-    "torch.addmm, scaled": matmul(
-        lambda x, w, b: torch.addmm(b, mat1=x, mat2=w, beta=3, alpha=2), 2.0
-    ),
 }  # fmt: skip
-
-
-class Halves(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        value, gate = x.chunk(2, dim=-1)
-        return value * torch.sigmoid(gate)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_scores(name):
     check(CASES[name])
-
-
-@pytest.mark.parametrize("criterion", ["px", "px-joint"])
-@pytest.mark.parametrize("name", ["x @ W", "Tensor.mm", "torch.addmm"])
-def test_scores_of_transposed_weights(name, criterion):
-    model = network(CASES[name].build, (4,), 1)
-    twin = network(lambda: nn.Linear(4, 3), (4,), 1)
-    twin.load_state_dict(model.state_dict() | {"operation.weight": model.operation.weight.mT})
-    x, masks = random_batch((3,), 3).double(), random_masks(twin, 0.6)
-    expected = pxfast.score(twin, x, criterion=criterion, masks=masks)
-    masks["operation.weight"] = masks["operation.weight"].mT
-    scores = pxfast.score(model, x, criterion=criterion, masks=masks)
-    for weight, score in scores.items():
-        theirs = expected[weight].mT if weight == "operation.weight" else expected[weight]
-        close(score, theirs, SMALL_NET[torch.float64], weight)
-
-
-AMBIGUOUS = {
-    "a square": lambda x, one, two: one(x) * two(x),
-    "two ReLUs": lambda x, one, two: F.relu(one(x)) * F.relu(two(x)),
-    "two sigmoids": lambda x, one, two: torch.sigmoid(one(x)) * torch.sigmoid(two(x)),
-}
-
-
-@pytest.mark.parametrize("name", AMBIGUOUS)
-def test_a_product_without_a_gate_is_an_error(name):
-    model = nn.Sequential(nn.Linear(3, 4), Products(AMBIGUOUS[name]), nn.Linear(4, 2))
-    with pytest.raises(NoRuleError, match=r"which factor of a product is the gate \(in 1 "):
-        pxfast.score(model, torch.randn(2, 3))
-
-
-@pytest.mark.parametrize(
-    ("function", "message"),
-    [
-        (lambda x, one, two: torch.sigmoid(one(x)) / two(x), "quotient whose divisor carries"),
-        (lambda x, one, two: torch.matmul(one(x)[:, None], two(x)[..., None])[:, 0], "gate tensor"),
-        (lambda x, one, two: torch.bmm(one(x)[:, None], two(x)[:, None].mT)[:, 0], "gate tensor"),
-        (lambda x, one, two: one(x)[:, None].bmm(two(x)[:, None].mT)[:, 0], "gate tensor"),
-        (lambda x, one, two: torch.mm(one(x), two(x).mT), "no rule for these"),
-    ],
-)
-def test_products_and_quotients_without_a_rule(function, message):
-    model = nn.Sequential(nn.Linear(3, 4), Products(function), nn.LazyLinear(2))
-    model(torch.randn(2, 3))
-    with pytest.raises(NoRuleError, match=message):
-        pxfast.score(model, torch.randn(2, 3))
-
-
-def test_rounding_divisions_carry_no_path():
-    model = nn.Sequential(nn.Linear(3, 4), Rounded(), nn.Linear(4, 2))
-    with pytest.warns(UserWarning, match=r"never uses these weights.*1\.inner\.weight"):
-        scores = pxfast.score(model, torch.randn(2, 3))
-    assert "1.inner.weight" not in scores
 
 
 class Rounded(nn.Module):
@@ -443,3 +249,10 @@ class Rounded(nn.Module):
 
     def forward(self, x):
         return x + torch.div(self.inner(x), 2, rounding_mode="floor")
+
+
+def test_rounding_divisions_carry_no_path():
+    model = nn.Sequential(nn.Linear(3, 4), Rounded(), nn.Linear(4, 2))
+    with pytest.warns(UserWarning, match=r"never uses these weights.*1\.inner\.weight"):
+        scores = pxfast.score(model, torch.randn(2, 3))
+    assert "1.inner.weight" not in scores

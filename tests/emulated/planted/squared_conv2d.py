@@ -1,0 +1,47 @@
+"""Mistakes in squared_conv2d."""
+
+from __future__ import annotations
+
+from emulated.build import Change
+from emulated.planted.bug import WRONG, Bug
+
+TILE = "cuda/tile.cuh"
+CONVOLUTION = "cuda/squared_conv2d.cuh"
+
+BUGS = (
+    Bug(
+        "padding read as the end of the row before",
+        Change(CONVOLUTION, "w < 0 || w >= g.W) return {};", "w >= g.W) return {};"),
+        r"WRONG |heap-buffer-overflow",
+        check="address",
+        source="conv_cases.cpp",
+    ),
+    Bug(
+        "a cotangent between strides",
+        Change(CONVOLUTION, "h % g.stride_h != 0 || w % g.stride_w != 0", "h % g.stride_h != 0"),
+        WRONG,
+        source="conv_cases.cpp",
+    ),
+    Bug(
+        "channels of the first group for all",
+        Change(TILE, "in_group(b, group), sink,", "in_group(b, 0), sink,"),
+        WRONG,
+        source="conv_cases.cpp",
+    ),
+    Bug(
+        "weights of the first group for all gradients of inputs",
+        Change(CONVOLUTION, "load<1>(group * outputs + o,", "load<1>(o,"),
+        WRONG,
+        source="conv_cases.cpp",
+    ),
+    Bug(
+        "a dilation left out",
+        Change(
+            CONVOLUTION,
+            "tap.j * g.dilation_w;\n    if (h < 0 || h >= g.H",
+            "tap.j;\n    if (h < 0 || h >= g.H",
+        ),
+        WRONG,
+        source="conv_cases.cpp",
+    ),
+)

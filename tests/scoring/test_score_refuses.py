@@ -1,0 +1,122 @@
+"""Bad input of score(): data, models, masks, options."""
+
+from __future__ import annotations
+
+import math
+
+import nets
+import pytest
+import torch
+from torch import nn
+
+import pxfast
+from pxfast.errors import DataError, MaskError, NoRuleError, PxfastError, RangeError
+
+
+class NoInput(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.layer(torch.ones(x.shape[0], 4))
+
+
+class Exotic(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return torch.cumprod(self.layer(x), 1)
+
+
+def test_bad_data():
+    model = nets.mlp()
+    with pytest.raises(DataError, match="no batches"):
+        pxfast.score(model, [])
+    with pytest.raises(DataError, match="is empty"):
+        pxfast.score(model, torch.zeros(0, 4))
+    with pytest.raises(DataError, match="no floating-point tensor"):
+        pxfast.score(model, torch.zeros(2, 4, dtype=torch.long))
+    with pytest.raises(DataError, match="expected a tensor"):
+        pxfast.score(model, 3)
+    with pytest.raises(DataError, match=r"batch 1 \(inputs of shape \[\[2, 7\]\]\)"):
+        pxfast.score(model, torch.randn(2, 7), masks=nets.random_masks(model, 0.5))
+    bad = torch.randn(2, 4)
+    bad[1, 2] = math.nan
+    with pytest.raises(DataError, match="batch 2 holds NaN or infinity"):
+        pxfast.score(model, [torch.randn(2, 4), bad], masks=nets.random_masks(model, 0.5))
+
+
+def test_bad_models():
+    with pytest.raises(TypeError, match=r"torch\.nn\.Module, got str"):
+        pxfast.score("model", torch.randn(2, 4))
+    with pytest.raises(PxfastError, match="no prunable weights"):
+        pxfast.score(nn.Sequential(nn.ReLU()), torch.randn(2, 4).abs())
+    model = nets.mlp()
+    with torch.no_grad():
+        model[2].weight[0, 0] = math.inf
+    with pytest.raises(PxfastError, match=r"2\.weight holds NaN or infinity"):
+        pxfast.score(model, torch.randn(2, 4))
+    with pytest.raises(DataError, match="does not depend on its input"):
+        pxfast.score(NoInput(), torch.randn(2, 4))
+    with pytest.raises(NoRuleError, match=r"cumprod.*Exotic[\s\S]*@pxfast\.rule\(torch\.cumprod"):
+        pxfast.score(Exotic(), torch.randn(2, 4))
+    with pytest.raises(DataError, match="expected the samples first"):
+        pxfast.score(nn.Sequential(nn.Linear(4, 3), nn.Flatten(0)), torch.randn(2, 4))
+
+
+def test_buffers_may_hold_infinity():
+    """Masks and bounds do; a norm's statistic may not, and none may hold NaN."""
+    model, x = nets.conv(), torch.randn(2, 1, 5, 5)
+    expected = pxfast.score(model, x)
+    model.register_buffer("mask", torch.tensor([0.0, -math.inf]))
+    assert pxfast.score(model, x) == expected
+    model.register_buffer("mask", torch.tensor([0.0, math.nan]))
+    with pytest.raises(PxfastError, match="mask holds NaN"):
+        pxfast.score(model, x)
+    norm = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
+    norm[1].running_mean[0] = math.inf
+    with pytest.raises(PxfastError, match=r"1\.running_mean holds NaN or infinity"):
+        pxfast.score(norm, x)
+
+
+def test_bad_masks():
+    model, x = nets.mlp(), torch.randn(2, 4)
+    with pytest.raises(MaskError, match=r"'layer' is not a weight of the model.*0\.weight"):
+        pxfast.score(model, x, masks={"layer": torch.ones(2)})
+    with pytest.raises(MaskError, match=r"0\.weight must have the weight's shape \[5, 4\], got"):
+        pxfast.score(model, x, masks={"0.weight": torch.ones(4, 5)})
+    with pytest.raises(MaskError, match="other than 0 and 1"):
+        pxfast.score(model, x, masks={"0.weight": torch.full((5, 4), 0.5)})
+    with pytest.raises(RangeError, match=r"no path reaches the output.*2\.weight"):
+        pxfast.score(model, x, masks={"2.weight": torch.zeros(4, 5)})
+
+
+class TwoMasks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        mask = torch.eye(4)
+        x = nn.functional.linear(x, self.layer.weight * mask)
+        return nn.functional.linear(x, self.layer.weight * (1 - mask))
+
+
+def test_a_weight_under_two_masks_is_refused():
+    with pytest.raises(MaskError, match=r"layer\.weight is used under two different masks"):
+        pxfast.score(TwoMasks(), torch.randn(2, 4))
+
+
+def test_bad_options():
+    model, x = nets.mlp(), torch.randn(2, 4)
+    for options, message in [
+        ({"criterion": "magic"}, "criterion: expected one of px, px-joint"),
+        ({"batchnorm": "both"}, 'batchnorm: expected "running" or "data"'),
+        ({"dtype": torch.float64}, "dtype: expected torch.bfloat16"),
+        ({"max_memory": 0}, "max_memory: expected a positive number"),
+    ]:
+        with pytest.raises(PxfastError, match=message):
+            pxfast.score(model, x, **options)
