@@ -163,6 +163,30 @@ def test_the_model_is_still_offloaded_where_scoring_raises(kind):
     assert all(parameter.is_meta for parameter in model.parameters())
 
 
+class TiedInterrupted(Interrupted):
+    """The same with a buffer, and with a weight that a layer before it uses, too."""
+
+    def __init__(self, tied: nn.Linear) -> None:
+        super().__init__()
+        self.weight = tied.weight
+        self.register_buffer("shift", torch.zeros(3))
+
+
+def test_an_interrupted_forward_leaves_nothing_loaded(tmp_path):
+    """Neither a buffer nor the copy of a tied weight that accelerate's hooks share."""
+    first = nn.Linear(3, 3)
+    model = nn.Sequential(first, TiedInterrupted(first), nn.Linear(3, 2))
+    accelerate.dispatch_model(
+        model, dict.fromkeys("012", "disk"), main_device="cpu", offload_dir=str(tmp_path),
+        offload_buffers=True, force_hooks=True,
+    )  # fmt: skip
+    shared = model[1]._hf_hook.tied_params_map
+    with pytest.raises(pxfast.errors.NoRuleError, match="digamma"):
+        pxfast.score(model, torch.rand(2, 3))
+    assert model[1].shift.is_meta
+    assert shared and not any(shared.values())
+
+
 def test_a_forward_that_looks_at_values_is_scored_too():
     class Looks(nn.Module):
         def __init__(self) -> None:

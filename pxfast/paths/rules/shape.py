@@ -202,6 +202,8 @@ def _chosen(network: Network, condition: Any, yes: Any, no: Any) -> PathSum | No
 def concatenate(network: Network, func: Any, tensors: Any, dim: int = 0) -> Any:
     """Concatenate paths; a tensor without a path adds 0 there. Exponents align first."""
     value = network.value(torch.cat, tensors, dim)
+    if value.dim() > 1:  # torch skips tensors of shape [0], whatever the others' dimensions
+        tensors = [tensor for tensor in tensors if tensor.dim() > 1]
     return network.tensor(value, _joined(network, tensors, dim, value.dim(), torch.cat))
 
 

@@ -117,6 +117,8 @@ MOVES: dict[tuple[int, ...], dict[str, Callable[[Tensor], Tensor]]] = {
         "torch.cat": lambda x: torch.cat([x[:, 1:], torch.zeros_like(x), x], 1),
         "torch.concat": lambda x: torch.concat((x, x[:, :1]), dim=1),
         "torch.concatenate": lambda x: torch.concatenate((x, x[:, :1]), -2),
+        "cat skips empty vectors": lambda x: torch.cat([x[:0, 0, 0], x, torch.empty(0), x], -1),
+        "cat grown from nothing": lambda x: grown(x),
         "cat with a plain tensor": lambda x: torch.cat([torch.ones(len(x), 1, 6).to(x), x], 1),
         "torch.stack": lambda x: torch.stack([x[:, 0], x[:, 1]], -1),
         "where, a fixed choice": lambda x: torch.where(torch.arange(6) > 2, x, 2.0),
@@ -220,6 +222,14 @@ def assigned(x: Tensor) -> Tensor:
     y[:, :, 5:] = x[:, :, :1]
     y[..., torch.tensor([1, 3])] = y[..., torch.tensor([2, 2])]
     return y
+
+
+def grown(x: Tensor) -> Tensor:
+    """Rows gathered in a tensor that starts empty."""
+    rows = torch.tensor([])
+    for row in x.unbind(1):
+        rows = torch.cat([rows, row[:, None]], dim=1)
+    return rows
 
 
 def preallocated(x: Tensor) -> Tensor:
