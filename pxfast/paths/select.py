@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pxfast.batches import is_finite
+from pxfast.paths.pathsum import narrow
 
 
 def selected(theta: Tensor, mask: Tensor) -> Tensor:
@@ -34,13 +35,14 @@ def any_along(mask: Tensor, dims: Sequence[int]) -> Tensor:
 
 
 def all_set(mask: Tensor) -> bool:
-    """``bool(mask.all())`` of a bool tensor."""
-    return mask.numel() == 0 or bool(mask.view(torch.uint8).amin())
+    """``bool(mask.all())`` of a bool tensor; reads once what is constant along a dimension."""
+    return mask.numel() == 0 or bool(narrow(mask).view(torch.uint8).amin())
 
 
 def compact(flags: Tensor) -> Tensor:
     """The same bool tensor, held in memory once along the dimensions in which it is constant."""
     shape = flags.shape
+    flags = narrow(flags)
     for dim in range(flags.dim() if flags.numel() else 0):
         first = flags.narrow(dim, 0, 1)
         if torch.equal(flags, first.expand_as(flags)):

@@ -87,8 +87,11 @@ class SideBranch:
         if not self.ell and self.mass and self.scores and self.module is not None:
             weights.dead.append(described(weights.model, self.module))
         for name, scores in self.scores.items():
-            main = weights.saliency.setdefault(name, torch.zeros_like(scores))
-            main.add_(scores, alpha=share)
+            main = weights.saliency.get(name)
+            if main is None:
+                weights.saliency[name] = scores.mul_(share)
+            else:
+                main.add_(scores, alpha=share)
 
 
 def leaves_behind(ell: Tensor) -> list[Tensor]:

@@ -50,6 +50,12 @@ class Weight:
         """Where the structure pass notes the weights that value paths leave (weights.side)."""
         return None if self.source is None else self._seen(self.weights.value_buffer(self.source))
 
+    def note_value_rows(self, rows: Tensor) -> None:
+        """Note rows that value paths leave, in the structure pass; ``rows`` broadcasts to the
+        weight."""
+        if self.source is not None:
+            self.weights.note_value_rows(self.source, rows.T if self.is_transposed else rows)
+
     def _seen(self, buffer: Tensor | None) -> Tensor | None:
         if buffer is None or self.source is None:
             return None

@@ -8,7 +8,7 @@ parameters (sources.py).
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from pxfast.errors import MaskError
 from pxfast.offload import Offloaded
 from pxfast.paths.masks import FixedParts
 from pxfast.paths.names import innermost_module, named_weights, running_module
+from pxfast.paths.pathsum import narrow
 from pxfast.paths.select import all_set, selected
 from pxfast.paths.sources import Source, derived, tensors_in
 from pxfast.paths.weight import Purpose, Weight, without_theta
@@ -185,8 +186,26 @@ class Weights:
         if self.rows is None:
             return None
         if source.name not in self.rows:
-            self.rows[source.name] = _zeros(source, torch.bool)
+            none = _zeros(source, torch.bool, [1] * source.theta.dim())
+            self.rows[source.name] = none.expand(source.theta.shape)
         return self.rows[source.name]
+
+    def note_value_rows(self, source: Source, rows: Tensor) -> None:
+        """Note rows that value paths leave: flags that broadcast to what a linear operation sees.
+
+        They are held narrow, unless the operation sees the weight through views.
+        """
+        noted = self.value_buffer(source)
+        if noted is None or self.rows is None:
+            return
+        rows = rows.to(noted.device)
+        if source.views:
+            noted = _zeros(source, torch.bool).copy_(noted)
+            seen = source.seen(noted)
+            seen |= rows
+        else:
+            noted = (narrow(noted) | rows).expand(noted.shape)
+        self.rows[source.name] = noted
 
     def forget(self) -> None:
         """Drop what a pass has accumulated."""
@@ -225,11 +244,12 @@ class Weights:
         return running_module(self.model)
 
 
-def _zeros(source: Source, dtype: torch.dtype) -> Tensor:
-    """Zeros of θ's shape beside θ, on the CPU if it is offloaded."""
-    if source.is_offloaded:
-        return torch.zeros(source.theta.shape, dtype=dtype)
-    return torch.zeros_like(source.theta, dtype=dtype)
+def _zeros(source: Source, dtype: torch.dtype, shape: Sequence[int] | None = None) -> Tensor:
+    """Zeros of θ's shape, or another, beside θ, on the CPU if it is offloaded."""
+    device = "cpu" if source.is_offloaded else source.theta.device
+    if shape is not None:
+        return torch.zeros(list(shape), dtype=dtype, device=device)
+    return torch.zeros_like(source.theta, dtype=dtype, device=device)
 
 
 def _as_bool(name: str, mask: Tensor) -> Tensor:

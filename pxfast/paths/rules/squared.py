@@ -154,9 +154,7 @@ def cotangent(
     dy = counted(weight, dy)
     if weight.weights.purpose == "structure":
         arrives = dy.transpose(0, dim).flatten(1).any(1)
-        rows = weight.value_rows
-        if rows is not None:
-            rows |= _by_row(arrives.to(rows.device), rows, geometry)
+        weight.note_value_rows(_by_row(arrives, weight.theta, geometry))
     elif weight.weights.side is not None:
         rows = weight.value_rows
         closed = None if rows is None else ~_rows_of(rows, geometry).to(dy.device)
