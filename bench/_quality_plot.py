@@ -5,6 +5,9 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import re
 import sys
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from pathlib import Path
 sys.path.sort(key=lambda path: Path(path).resolve() == Path(__file__).resolve().parent)
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
@@ -31,6 +35,11 @@ STYLES = {
     "official": ("#0f172a", "+", ":"),
 }
 DENSE = "dense"
+SVG = {  # text as text, in fonts of equal widths, and the same names for the same parts each time
+    "svg.fonttype": "none",
+    "svg.hashsalt": "quality",
+    "font.sans-serif": ["DejaVu Sans", "Verdana"],
+}
 TITLES = {
     "after training": "trained after pruning",
     "right after pruning": "right after pruning",
@@ -61,7 +70,17 @@ def draw(result: Result, path: Path) -> None:
         loc="outside lower center", ncols=5, frameon=False, fontsize=9,
     )  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    if path.suffix != ".svg":
+        figure.savefig(path)
+        return
+    with rc_context(SVG):
+        figure.savefig(path, metadata={"Date": None})
+    path.write_text(_rounded(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def _rounded(svg: str) -> str:
+    """Return a picture with its coordinates to a hundredth of a point."""
+    return re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", svg)
 
 
 def _panel(axes: Axes, result: Result, panel: tuple[object, ...]) -> None:
@@ -82,15 +101,18 @@ def _panel(axes: Axes, result: Result, panel: tuple[object, ...]) -> None:
             continue
         shown = sorted({*shown, *densities})
         colour, marker, line = STYLES[str(row["method"])]
-        axes.errorbar(
-            densities, means, errors, color=colour, linestyle=line, linewidth=1.2, capsize=2
-        )
+        bars = [(m - e, m + e, math.nan) for m, e in zip(means, errors, strict=True)]
+        axes.plot(  # one line with gaps: a fraction of the size of an errorbar's parts
+            [density for density in densities for _ in range(3)], list(itertools.chain(*bars)),
+            color=colour, linewidth=1.2, solid_capstyle="butt",
+        )  # fmt: skip
         axes.plot(densities, means, color=colour, marker=marker, markersize=4.5, linestyle=line,
                   linewidth=1.2, label=str(row["method"]))  # fmt: skip
     axes.set(xscale="log", ylim=(0, 102), xlabel="% of the weights kept", ylabel="test accuracy %")
     axes.set_xticks(shown, [f"{density:g}" for density in shown])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.grid(True, color="#e4e7eb", linewidth=0.7)
+    axes.tick_params(length=0)
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(f"{network}, {start}: {TITLES[str(accuracy)]}", fontsize=9)
 

@@ -16,7 +16,7 @@ import argparse
 import copy
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -69,6 +69,7 @@ def measure(arguments: argparse.Namespace) -> Result:
     of = digest(SOURCES, settings)
     cells = Cells(FOLDER / "cells.jsonl", of)
     methods = [*arguments.methods, DENSE]
+    columns = [*_untrained(arguments.starts, arguments.densities), *arguments.densities]
     keys: list[Key] = [
         (network, start, method, seed)
         for seed in range(arguments.seeds)
@@ -95,7 +96,7 @@ def measure(arguments: argparse.Namespace) -> Result:
             row
             for network in arguments.networks
             for start in arguments.starts
-            for row in _rows(network, start, methods, arguments.densities, arguments.seeds, cells)
+            for row in _rows(network, start, methods, columns, arguments.seeds, cells)
         ],
         notes=_notes(keys, cells),
     )
@@ -128,7 +129,7 @@ def _run(
         _train, network=network, seed=seed, longer=longer, train_set=train_set, test_set=test_set
     )
     model = _started(network, start, seed, train, folder)
-    untrained = [d for d in UNTRAINED if d > densities[0]] if start == "pretrained" else []
+    untrained = _untrained([start], densities)
     stops, found = [1.0], [{}]
     begun = time.perf_counter()
     if method != DENSE:
@@ -152,6 +153,11 @@ def _run(
             cell["trained"] = accuracy(pruned, test_set)
         at[str(density)] = cell
     return {"prune_seconds": seconds, "at": at}
+
+
+def _untrained(starts: Sequence[str], densities: Sequence[float]) -> list[float]:
+    """Return the densities at which only trained networks are tested, right after pruning."""
+    return [d for d in UNTRAINED if d > densities[0]] if "pretrained" in starts else []
 
 
 def _train(
@@ -224,10 +230,9 @@ ACCURACIES = {
 
 
 def _rows(
-    network: str, start: str, methods: list[str], densities: list[float], seeds: int, cells: Cells
+    network: str, start: str, methods: list[str], columns: list[float], seeds: int, cells: Cells
 ) -> list[dict[str, object]]:
-    """Return a row per accuracy and method; a cell is the mean over seeds, with its error."""
-    columns = [*UNTRAINED, *densities]
+    """Return a row per accuracy and method, a column per density: the mean over the seeds."""
     rows = []
     for accuracy_name, title in ACCURACIES.items():
         for method in methods:

@@ -186,7 +186,13 @@ def test_the_job_measures_every_accuracy_and_draws_it(arguments: argparse.Namesp
             assert cell["mean"] == pytest.approx((first + second) / 2)
             assert cell["error"] == pytest.approx(abs(first - second) / 2)  # s / √2
     picture = arguments.plot.read_text(encoding="utf-8")
-    assert picture.count("<!-- tiny, ") == 4 and "<!-- magnitude -->" in picture
+    assert picture.count(">tiny, ") == 4 and ">magnitude</text>" in picture
+
+
+def test_a_table_has_a_column_for_what_was_measured_alone(arguments) -> None:
+    arguments.starts, arguments.methods, arguments.seeds = ["init"], ["random"], 1
+    (random, dense) = quality.measure(arguments).rows
+    assert list(random) == list(dense) == ["network", "start", "accuracy %", "method", "20%", "10%"]
 
 
 def test_an_interrupted_job_goes_on_where_it_stopped(arguments, monkeypatch) -> None:
@@ -214,7 +220,7 @@ def test_the_committed_picture_can_be_drawn_again(tmp_path: Path) -> None:
     script = ROOT / "bench" / "_quality_plot.py"
     subprocess.run([sys.executable, script, tmp_path / "again.svg"], check=True)
     again = (tmp_path / "again.svg").read_text(encoding="utf-8")
-    titles = re.compile("<!-- (?:resnet8|vit), .*? -->")
+    titles = re.compile(">((?:resnet8|vit), [^<]*)</text>")
     committed = (ROOT / "docs" / "quality.svg").read_text(encoding="utf-8")
     assert titles.findall(again) == titles.findall(committed) and len(titles.findall(again)) == 7
 
