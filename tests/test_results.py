@@ -93,6 +93,27 @@ def test_px_is_ahead_on_a_transformer_that_is_trained_longer(quality: Result) ->
     assert dense[0] > dense[1] + 5
 
 
+def test_px_joint_is_best_right_after_pruning(quality: Result) -> None:
+    others = ("px", "synflow", "snip", "magnitude", "magnitude, layerwise", "random", "official")
+    for network in ("resnet8", "vit"):
+        after = {"start": "pretrained", "after": "right after pruning"}
+        best = accuracy(quality, network, "px-joint", "20%", **after)
+        assert best > max(accuracy(quality, network, other, "20%", **after) for other in others)
+
+
+def test_synflow_is_best_of_a_small_resnet_at_1_percent(quality: Result) -> None:
+    methods = ("px", "px-joint", "px-joint, data statistics", "snip", "magnitude", "random")
+    synflow = accuracy(quality, "resnet8", "synflow", "1%")
+    assert synflow > max(accuracy(quality, "resnet8", method, "1%") for method in methods)
+
+
+def test_a_billion_weights_take_less_than_three_times_their_memory() -> None:
+    result = load(RESULTS / "giant-vit_giant_patch14_224-cpu.json")
+    assert {row["step"] for row in result.rows} >= {"px", "prune"}
+    for row in result.rows:
+        assert float(str(row["weights M"])) > 1000 and float(str(row["peak × weights"])) < 3
+
+
 def test_the_official_code_is_worse_than_random_on_batchnorm(quality: Result) -> None:
     for density in ("10%", "5%", "2%"):
         official = accuracy(quality, "resnet8", "official", density)
