@@ -39,6 +39,7 @@ INSTRUCTIONS = {  # as nvdisasm prints them
     TENSOR: r"\bHMMA\.16816\.F32\.BF16\b",
     COPY: r"\bLDGSTS\.E(\.\w+)*\.128\b",
 }
+DYNAMIC = ("mma_product",)  # kernels whose shared memory the launcher sizes: ptxas sees 0 bytes
 BEGIN, END = "<!-- registers: begin -->", "<!-- registers: end -->"
 
 
@@ -46,7 +47,7 @@ class Usage(TypedDict):
     """What one kernel takes on one architecture."""
 
     registers: int
-    shared: int  # bytes
+    shared: int  # bytes, without those that the launcher adds
     spills: int  # bytes stored and loaded
 
 
@@ -275,12 +276,14 @@ def render(table: Table) -> str:
     for name, usages in shown.items():
         registers = " | ".join(str(usages[a]["registers"]) for a in ARCHITECTURES)
         label = re.sub(r"<float>|\bfloat, ", "", name)
-        lines.append(f"| `{label}` | {registers} | {usages[ARCHITECTURES[0]]['shared']} |")
+        dynamic = name.partition("<")[0] in DYNAMIC
+        shared = "dynamic" if dynamic else usages[ARCHITECTURES[0]]["shared"]
+        lines.append(f"| `{label}` | {registers} | {shared} |")
     every = table["kernels"].values()
     most = " | ".join(str(max(u[a]["registers"] for u in every)) for a in ARCHITECTURES)
-    shared = max(usage["shared"] for usages in every for usage in usages.values())
+    static = max(usage["shared"] for usages in every for usage in usages.values())
     lines.append(
-        f"| the most of all {len(table['kernels'])}, whatever weight | {most} | {shared} |"
+        f"| the most of all {len(table['kernels'])}, whatever weight | {most} | {static} static |"
     )
     return "\n".join(lines)
 

@@ -118,6 +118,15 @@ def test_the_document_shows_the_committed_table() -> None:
     assert document == check_cuda.with_table(document, committed)
 
 
+def test_kernels_with_dynamic_shared_memory_are_known() -> None:
+    sources = [path.read_text(encoding="utf-8") for path in check_cuda.TABLE.parent.glob("*.cuh")]
+    kernels = [k for s in sources for k in re.findall(r"^__global__.*?^}$", s, re.DOTALL | re.M)]
+    dynamic = [kernel for kernel in kernels if "PX_DYNAMIC_SHARED(" in kernel]
+    assert len(dynamic) == sum(len(re.findall(r"^ +PX_DYNAMIC_SHARED\(", s, re.M)) for s in sources)
+    names = {re.findall(r"(?:\)|void)\s+(\w+)\(", kernel)[0] for kernel in dynamic}
+    assert names == set(check_cuda.DYNAMIC)
+
+
 def test_the_committed_table_is_as_the_tool_writes_it() -> None:
     text = check_cuda.TABLE.read_text(encoding="utf-8")
     assert text == check_cuda.as_json(json.loads(text))
