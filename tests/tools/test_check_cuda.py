@@ -123,7 +123,7 @@ def test_kernels_with_dynamic_shared_memory_are_known() -> None:
     kernels = [k for s in sources for k in re.findall(r"^__global__.*?^}$", s, re.DOTALL | re.M)]
     dynamic = [kernel for kernel in kernels if "PX_DYNAMIC_SHARED(" in kernel]
     assert len(dynamic) == sum(len(re.findall(r"^ +PX_DYNAMIC_SHARED\(", s, re.M)) for s in sources)
-    names = {re.findall(r"(?:\)|void)\s+(\w+)\(", kernel)[0] for kernel in dynamic}
+    names = {re.findall(r"\)\s+(\w+)\(", kernel)[0] for kernel in dynamic}
     assert names == set(check_cuda.DYNAMIC)
 
 
