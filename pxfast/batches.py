@@ -57,6 +57,22 @@ def _floating(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.is_floating_point()
 
 
+def brings_masks(batch: Batch) -> bool:
+    """Whether samples bring tensors that are no inputs: masks of padding, positions, counts. What
+    they say of a sample holds in its kernel network, too."""
+    leaves = tree_leaves((batch.args, batch.kwargs))
+    whole = [leaf for leaf in leaves if isinstance(leaf, Tensor) and not _floating(leaf)]
+    return any(leaf.dim() > 0 and leaf.shape[0] == batch.size for leaf in whole)
+
+
+def changed_masks(number: int) -> DataError:
+    """The error for a batch with such tensors after a first one without."""
+    return DataError(
+        f"data: batch {number} holds a tensor of integers or booleans with an entry for every "
+        "sample (a mask, positions), and the first batch holds none; give every batch one, or none"
+    )
+
+
 def batches(data: Any) -> Iterator[Batch]:
     """The batches of anything that `pxfast.score` takes as data.
 

@@ -67,8 +67,7 @@ def ntk_trace_bound(
     ) as passes:
         passes.weights.purpose = "bound"
         first, stream = peeked(batches(progress_bar(data, "bound", progress)))
-        sums = passes.activation(stream)
-        log2 = passes.kernel(first, sums)
+        log2 = passes.trace(first, stream)
     buffers = passes.weights.saliency.values()
     total = sum(float(buffer.sum(dtype=torch.float64)) for buffer in buffers)
     if log2 + math.log2(total) >= 1024:

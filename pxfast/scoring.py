@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from pxfast._version import __version__
-from pxfast.batches import batches, peeked, progress_bar
+from pxfast.batches import Batch, batches, brings_masks, peeked, progress_bar
 from pxfast.errors import PxfastError, RangeError
 from pxfast.paths.names import named_weights
 from pxfast.paths.outputs import Select
@@ -141,6 +141,8 @@ class Scorer:
 def _px(passes: Passes, data: Any, progress: bool | None) -> dict[str, Any]:
     """The data pass (unless the data cancels), then the kernel pass."""
     first, stream = peeked(batches(progress_bar(data, "score", progress)))
+    if brings_masks(first):
+        return _over_data(passes, data, passes.kernel_of_each, stream)
     if passes.data_cancels(first):
         sums: list[PathSum] | None = None
         how = "skipped: every output has the same path activation, so the data cancels from S/R"
@@ -157,9 +159,17 @@ def _px(passes: Passes, data: Any, progress: bool | None) -> dict[str, Any]:
 
 def _joint(passes: Passes, data: Any, progress: bool | None) -> dict[str, Any]:
     """One pass over the data, forward and backward."""
-    log2 = passes.joint(batches(progress_bar(data, "score", progress)))
+    stream = batches(progress_bar(data, "score", progress))
+    return _over_data(passes, data, passes.joint, stream)
+
+
+def _over_data(
+    passes: Passes, data: Any, run: Callable[[Iterable[Batch]], float], stream: Iterable[Batch]
+) -> dict[str, Any]:
+    """A pass whose backward needs the data."""
+    log2 = run(stream)
     samples = passes.samples
-    _check_underflow(passes, lambda: passes.joint(batches(data)))
+    _check_underflow(passes, lambda: run(batches(data)))
     return {"samples": samples, "data_pass": "run", "log2_R": log2}
 
 

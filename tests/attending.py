@@ -71,18 +71,22 @@ def written_out(
     masks: Mapping[str, Tensor] | None = None,
     mix: Callable[[Tensor], Tensor] = lambda a: a,
     by_head: Tensor | float = 1.0,
+    scales: Tensor | float = 1.0,
 ) -> dict[str, Tensor]:
     """S/R of the four layers.
 
     Args:
         model: the network.
         logits: of q and k [N, H, T, C]; what attention takes the softmax of.
-        allowed: bool, broadcastable to [N, H, T, T]; None: every token.
+        allowed: bool, broadcastable to [N, H, T, T]; None: every token. With an entry for every
+            sample, each has a kernel network of its own.
         x: [N, T, 3].
         criterion: "px" or "px-joint".
         masks: of the weights.
         mix: what becomes of A after the softmax.
         by_head: how much a head counts in ℓ, broadcastable to [N, H, T, T].
+        scales: constants that multiply the input, broadcastable to [N, T, 3]; in g they tell the
+            tokens apart.
     """
     mask = {name: (masks or {}).get(name, torch.ones(())).double() for name in NAMES}
     theta = {name: model.get_parameter(name).detach() * mask[name] for name in NAMES}
@@ -95,7 +99,7 @@ def written_out(
         return [q, k.repeat_interleave(group, 1), v.repeat_interleave(group, 1)]
 
     with torch.no_grad():
-        inner = x @ theta["stem.weight"].mT + model.stem.bias
+        inner = (x * scales) @ theta["stem.weight"].mT + model.stem.bias
         q, k, _ = grouped(inner @ theta["qkv.weight"].mT + model.qkv.bias)
         weights = logits(q, k).exp()
         if allowed is not None:
@@ -114,12 +118,13 @@ def written_out(
         return (inner + attended) @ weights["head.weight"].mT, behind, pairs.sum()
 
     if criterion == "px":
-        s = through(ones, x**2, gate)[0].sum(0).detach()
+        s = through(ones, x**2, gate)[0].detach()
+        s = s if len(open_) > 1 else s.sum(0)
         mean = open_ / open_.sum(-1, keepdim=True).clamp(min=1)
-        g, behind, ell = through(squares, torch.ones_like(x[:1]), mean)
+        g, behind, ell = through(squares, torch.ones_like(x[: len(open_)]) * scales**2, mean)
         total = (s * g).sum()
     else:
-        out, behind, ell = through(squares, x**2, gate)
+        out, behind, ell = through(squares, (x * scales) ** 2, gate)
         total = out.sum()
     *main, cotangent = torch.autograd.grad(total, [*squares.values(), behind], retain_graph=True)
     side = torch.autograd.grad(ell, squares["qkv.weight"])[0]

@@ -141,10 +141,9 @@ def _shares(
         weights.purpose = "bound" if measure == "px_trace" else "scores"
         first, stream = peeked(batches(data))
         try:
-            if measure == "px_joint":
-                log2 = passes.joint(stream)
-            else:  # never skipped: where the data cancel from S/R, they still count in S
-                log2 = passes.kernel(first, passes.activation(stream))
+            # never skipped: where the data cancel from S/R, they still count in S
+            joint = measure == "px_joint"
+            log2 = passes.joint(stream) if joint else passes.trace(first, stream)
         except NoPathError:
             log2 = 0.0
             weights.forget()

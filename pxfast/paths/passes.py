@@ -3,6 +3,9 @@
 px:        s_k = Σ_n h_k(x_n) over the data, then R = Σ_k s_k g_k and its backward at batch 1.
 px-joint:  J over the data, forward and backward.
 
+Samples that bring masks of their own have kernel networks of their own: then g runs beside h, part
+by part, and R = Σ_n Σ_k h_k(x_n) g_k(n).
+
 Where s_k is the same for every k, the data cancels from S/R. That is proved from the structure of h
 alone, computed on shapes: its output is constant along every dimension but the samples.
 """
@@ -21,7 +24,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from pxfast.batches import Batch, cannot_run, check_finite, inputs, to_device
+from pxfast.batches import (
+    Batch,
+    brings_masks,
+    cannot_run,
+    changed_masks,
+    check_finite,
+    inputs,
+    to_device,
+)
 from pxfast.errors import NoPathError, PxfastError, RangeError
 from pxfast.paths import rules  # noqa: F401 - registers the rules
 from pxfast.paths.memory import Budget
@@ -35,6 +46,7 @@ from pxfast.paths.weights import Weights
 from pxfast.prefetch import on_device
 
 End = tuple[PathSum, tuple[int, ...]]  # the path sum of an output, and its full shape
+Ends = Callable[[Batch, int], tuple[Network, list[PathSum]]]  # what a part adds to R or J
 
 
 @dataclass(frozen=True)
@@ -80,9 +92,15 @@ class Passes:
 
     # ---- px --------------------------------------------------------------------------------------
 
+    def trace(self, first: Batch, data: Iterable[Batch]) -> float:
+        """log2 of R from a pass over the data, of which ``first`` is the first batch."""
+        if brings_masks(first):
+            return self.kernel_of_each(data)
+        return self.kernel(first, self.activation(data))
+
     def data_cancels(self, batch: Batch) -> bool:
         """Whether s_k is the same for every k, whatever the data: proved on shapes alone."""
-        return self._structure_of(batch).cancels
+        return not brings_masks(batch) and self._structure_of(batch).cancels
 
     def _structure_of(self, batch: Batch) -> Structure:
         """Found at the first call; nothing is known where the forward looks at values."""
@@ -108,6 +126,8 @@ class Passes:
         try:
             for number, batch in enumerate(on_device(data, self.device), start=1):
                 batch = self._prepare(batch, number)
+                if brings_masks(batch):
+                    raise changed_masks(number)
                 for part in self._parts(batch, squares=False):
                     with self._within_memory(part, batch):
                         network = self._network(gates=True, squares=False, values=True)
@@ -153,16 +173,37 @@ class Passes:
             network = self._network(gates=False, squares=True, values=True)
             return network, self._run(network, one, _ones, number=1)
 
+    def kernel_of_each(self, data: Iterable[Batch]) -> float:
+        """Forward of h, forward and backward of g, both of every sample; returns log2 of R, with
+        S/R in the buffers."""
+
+        def ends(part: Batch, number: int) -> tuple[Network, list[PathSum]]:
+            network = self._network(gates=True, squares=False, values=True)
+            sums = [path for path, _ in self._run(network, part, _square, number)]
+            network, ends = self._kernel_forward(part)
+            return network, [_inner(end, s) for end, s in zip(ends, sums, strict=True)]
+
+        return self._over_parts(data, ends)
+
     # ---- px-joint --------------------------------------------------------------------------------
 
     def joint(self, data: Iterable[Batch]) -> float:
         """Forward and backward of J over the data; returns log2 of J, with S/J in the buffers."""
+
+        def ends(part: Batch, number: int) -> tuple[Network, list[PathSum]]:
+            network = self._network(gates=True, squares=True, values=True)
+            return network, [_inner(end, None) for end in self._run(network, part, _square, number)]
+
+        return self._over_parts(data, ends)
+
+    def _over_parts(self, data: Iterable[Batch], ends: Ends) -> float:
+        """Backward of what ``ends`` makes of every part, summed; the buffers hold its shares."""
         summed: PathSum | None = None
         for number, batch in enumerate(on_device(data, self.device), start=1):
             batch = self._prepare(batch, number)
             for part in self._parts(batch, squares=True):
                 with self._within_memory(part, batch):
-                    summed = self._joint_part(part, number, summed)
+                    summed = self._add_part(part, *ends(part, number), summed)
         if summed is None:
             raise PxfastError("data: there are no batches in it; expected at least one")
         whole = summed.mantissa
@@ -171,11 +212,11 @@ class Passes:
         self.weights.rescale(lambda buffer: buffer.div_(whole))
         return log2
 
-    def _joint_part(self, part: Batch, number: int, summed: PathSum | None) -> PathSum:
+    def _add_part(
+        self, part: Batch, network: Network, ends: list[PathSum], summed: PathSum | None
+    ) -> PathSum:
         """Add one part to the scores, which then have the exponent of the sum that it returns."""
-        network = self._network(gates=True, squares=True, values=True)
-        ends = self._run(network, part, _square, number)
-        exponent, mantissas = aligned([_inner(end, None) for end in ends])
+        exponent, mantissas = aligned(ends)
         value = torch.stack(mantissas).sum()
         if summed is None:
             summed = PathSum(torch.zeros_like(value), exponent)
