@@ -8,12 +8,13 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+from pxfast.ops._checks import FLOATS, check_device, check_dtype, name_of
+
 Alive = Sequence[Tensor | None]
 
 
 def check_scores(op: str, scores: Sequence[Tensor], alive: Alive) -> None:
-    """Raise ValueError unless the arguments fit; csrc/binding says the same, word for word."""
+    """Raise ValueError unless the arguments fit."""
     if not scores:
         raise ValueError(f"{op}: scores must hold at least one tensor")
     if len(alive) != len(scores):
@@ -21,18 +22,15 @@ def check_scores(op: str, scores: Sequence[Tensor], alive: Alive) -> None:
             f"{op}: alive must hold one entry for each of the {len(scores)} scores, "
             f"got {len(alive)}"
         )
-    dtype, device = scores[0].dtype, scores[0].device
-    if dtype not in DTYPES:
-        raise ValueError(
-            f"{op}: scores must be float32, float64, bfloat16 or float16, got {name_of(dtype)}"
-        )
+    dtype = scores[0].dtype
+    check_dtype(op, "scores", scores[0], FLOATS)
     for i, (score, mask) in enumerate(zip(scores, alive, strict=True)):
         if score.dtype != dtype:
             raise ValueError(
                 f"{op}: scores[{i}] must be {name_of(dtype)} as scores[0] is, "
                 f"got {name_of(score.dtype)}"
             )
-        _check_device(op, f"scores[{i}]", score, device)
+        check_device(op, f"scores[{i}]", score, scores[0], "scores[0]")
         if mask is None:
             continue
         if mask.shape != score.shape:
@@ -40,21 +38,8 @@ def check_scores(op: str, scores: Sequence[Tensor], alive: Alive) -> None:
                 f"{op}: alive[{i}] must have the shape {list(score.shape)} of scores[{i}], "
                 f"got {list(mask.shape)}"
             )
-        if mask.dtype != torch.bool:
-            raise ValueError(f"{op}: alive[{i}] must be bool, got {name_of(mask.dtype)}")
-        _check_device(op, f"alive[{i}]", mask, device)
-
-
-def _check_device(op: str, name: str, tensor: Tensor, device: torch.device) -> None:
-    if tensor.device != device:
-        raise ValueError(
-            f"{op}: {name} must be on scores[0]'s device {device}, got {tensor.device}"
-        )
-
-
-def name_of(dtype: torch.dtype) -> str:
-    """The dtype's name without the module."""
-    return str(dtype).removeprefix("torch.")
+        check_dtype(op, f"alive[{i}]", mask, (torch.bool,))
+        check_device(op, f"alive[{i}]", mask, scores[0], "scores[0]")
 
 
 def common_dtype(op: str, scores: Sequence[Tensor]) -> torch.dtype:
@@ -64,7 +49,7 @@ def common_dtype(op: str, scores: Sequence[Tensor]) -> torch.dtype:
         TypeError: if one is not floating.
     """
     for score in scores:
-        if score.dtype not in DTYPES:
+        if score.dtype not in FLOATS:
             raise TypeError(f"{op}: scores must be floating, got {score.dtype}")
     return reduce(torch.promote_types, (score.dtype for score in scores))
 

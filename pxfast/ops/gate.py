@@ -12,15 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pxfast.ops._checks import FLOATS, PATH_DTYPE, check_beside, check_dtype, check_like
 from pxfast.ops._declare import declare
 from pxfast.reference import gate as reference
-
-PATH_DTYPE = {
-    torch.float32: torch.float32,
-    torch.float64: torch.float64,
-    torch.bfloat16: torch.float32,
-    torch.float16: torch.float32,
-}
 
 
 def gate(
@@ -117,11 +111,8 @@ def _fake(
     value: Tensor | None = None,
     over_channels: bool = False,
 ) -> Tensor:
-    """Raise ValueError unless the arguments fit; csrc/binding says the same, word for word."""
-    if z.dtype not in PATH_DTYPE:
-        raise ValueError(
-            f"gate: z must be float32, float64, bfloat16 or float16, got {_name(z.dtype)}"
-        )
+    """The output's shape. ValueError unless the arguments fit."""
+    check_dtype("gate", "z", z, FLOATS)
     if over_channels and z.dim() < 2:
         raise ValueError(f"gate: over_channels needs z of shape [N, C, ...], got {list(z.shape)}")
     full, narrow = list(z.shape), list(path.shape)
@@ -131,34 +122,16 @@ def _fake(
         raise ValueError(
             f"gate: path must have z's shape {full}, or 1 in some dimensions, got {narrow}"
         )
-    if path.dtype != PATH_DTYPE[z.dtype]:
-        raise ValueError(
-            f"gate: path must be {_name(PATH_DTYPE[z.dtype])} where z is {_name(z.dtype)}, "
-            f"got {_name(path.dtype)}"
-        )
-    _check_device("path", path, z)
+    check_beside("gate", "path", path, PATH_DTYPE[z.dtype], z, "z")
     if value is not None:
         if value.shape != z.shape:
             raise ValueError(f"gate: value must have z's shape {full}, got {list(value.shape)}")
-        if value.dtype != z.dtype:
-            raise ValueError(
-                f"gate: value must have z's dtype {_name(z.dtype)}, got {_name(value.dtype)}"
-            )
-        _check_device("value", value, z)
+        check_like("gate", "value", value, z, "z")
     if kind not in reference.GATES:
         raise ValueError(f"gate: kind must be one of {', '.join(reference.GATES)}, got '{kind}'")
     if over_channels:
         return path.new_empty([1 if d == 1 else size for d, size in enumerate(z.shape)])
     return torch.empty_like(z, dtype=path.dtype)
-
-
-def _check_device(name: str, tensor: Tensor, z: Tensor) -> None:
-    if tensor.device != z.device:
-        raise ValueError(f"gate: {name} must be on z's device {z.device}, got {tensor.device}")
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 declare(

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from pxfast import _native
+from pxfast.ops._checks import SUMS, check_device, check_dtype, check_pair, out_sizes, pair
 from pxfast.ops._declare import declare
-from pxfast.ops.squared_conv2d import _check_pair, _out_sizes, _pair
-from pxfast.ops.squared_linear import _name
 from pxfast.reference import masked_ones as reference
 
 _FEWEST_OUTPUTS = 64  # of a group, for which tables of sums are worth making on a CPU
@@ -143,7 +142,7 @@ def masked_ones_conv2d(
         <BLANKLINE>
                  [[3., 5.]]]])
     """
-    geometry = _pair(kernel), _pair(stride), _pair(padding), _pair(dilation), groups
+    geometry = pair(kernel), pair(stride), pair(padding), pair(dilation), groups
     return torch.ops.pxfast.masked_ones_conv2d(x, bits, *geometry)
 
 
@@ -191,29 +190,21 @@ class _Differentiable(torch.autograd.Function):
         return masked_ones_linear_backward(dy, ctx.bits, ctx.inputs), None
 
 
-def _check_sums(op: str, name: str, x: Tensor) -> None:
-    if x.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"{op}: {name} must be float32 or float64, got {_name(x.dtype)}")
-
-
 def _check_bits(op: str, bits: Tensor, inputs: int, x: Tensor, x_name: str) -> None:
-    """Raise ValueError unless these can be the bits; csrc/binding says the same, word for word."""
+    """Raise ValueError unless these can be the bits."""
     words = -(-inputs // 32)
     if bits.dim() != 2 or bits.shape[1] != words:
         raise ValueError(
             f"{op}: bits must have shape [O, {words}] for {inputs} inputs, got {list(bits.shape)}"
         )
-    if bits.dtype != torch.int32:
-        raise ValueError(f"{op}: bits must be int32, got {_name(bits.dtype)}")
-    if bits.device != x.device:
-        raise ValueError(f"{op}: bits must be on {x_name}'s device {x.device}, got {bits.device}")
+    check_dtype(op, "bits", bits, (torch.int32,))
+    check_device(op, "bits", bits, x, x_name)
 
 
 def _fake_pack(mask: Tensor) -> Tensor:
     if mask.dim() == 0:
         raise ValueError("pack_ones: mask must have shape [O, ...], got []")
-    if mask.dtype != torch.bool:
-        raise ValueError(f"pack_ones: mask must be bool, got {_name(mask.dtype)}")
+    check_dtype("pack_ones", "mask", mask, (torch.bool,))
     words = -(-math.prod(mask.shape[1:]) // 32)
     return mask.new_empty([mask.shape[0], words], dtype=torch.int32)
 
@@ -222,7 +213,7 @@ def _fake(x: Tensor, bits: Tensor) -> Tensor:
     op = "masked_ones_linear"
     if x.dim() == 0:
         raise ValueError(f"{op}: x must have shape [..., K], got []")
-    _check_sums(op, "x", x)
+    check_dtype(op, "x", x, SUMS)
     _check_bits(op, bits, x.shape[-1], x, "x")
     return x.new_empty([*x.shape[:-1], bits.shape[0]])
 
@@ -231,7 +222,7 @@ def _fake_backward(dy: Tensor, bits: Tensor, inputs: int) -> Tensor:
     op = "masked_ones_linear_backward"
     if inputs < 0:
         raise ValueError(f"{op}: inputs must be at least 0, got {inputs}")
-    _check_sums(op, "dy", dy)
+    check_dtype(op, "dy", dy, SUMS)
     _check_bits(op, bits, inputs, dy, "dy")
     if dy.dim() == 0 or dy.shape[-1] != bits.shape[0]:
         raise ValueError(f"{op}: dy must have shape [..., {bits.shape[0]}], got {list(dy.shape)}")
@@ -250,8 +241,8 @@ def _fake_conv2d(
     op = "masked_ones_conv2d"
     if x.dim() != 4:
         raise ValueError(f"{op}: x must have shape [N, C, H, W], got {list(x.shape)}")
-    _check_sums(op, "x", x)
-    _check_pair(op, "kernel", kernel, 1)
+    check_dtype(op, "x", x, SUMS)
+    check_pair(op, "kernel", kernel, 1)
     channels, outputs = x.shape[1], bits.shape[0] if bits.dim() > 0 else 0
     if groups < 1 or channels % groups != 0 or outputs % groups != 0:
         raise ValueError(
@@ -259,7 +250,7 @@ def _fake_conv2d(
             f"outputs, got {groups}"
         )
     _check_bits(op, bits, channels // groups * math.prod(kernel), x, "x")
-    sizes = _out_sizes(op, x, kernel, stride, padding, dilation)
+    sizes = out_sizes(op, "x", x, kernel, stride, padding, dilation)
     return x.new_empty([x.shape[0], outputs, *sizes])
 
 

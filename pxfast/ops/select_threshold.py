@@ -28,8 +28,9 @@ import torch
 from torch import Tensor
 
 from pxfast.errors import RangeError
+from pxfast.ops._checks import name_of
 from pxfast.ops._declare import declare
-from pxfast.ops._scores import Alive, alike, check_scores, common_dtype, name_of
+from pxfast.ops._scores import Alive, alike, check_scores, common_dtype
 from pxfast.reference import select_threshold as reference
 
 SAMPLE = 1 << 13  # scores that are looked at before the first read,

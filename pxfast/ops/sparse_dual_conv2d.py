@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pxfast import _native
+from pxfast.ops._checks import SUMS, check_dtype, check_dual, out_sizes, pair
 from pxfast.ops._declare import declare
 from pxfast.ops.masked_ones import masked_ones_pays
 from pxfast.reference import sparse_dual_conv2d as reference
@@ -72,7 +73,7 @@ def sparse_dual_conv2d(
         >>> y.tolist(), path_out.tolist()
         ([[[[3.0, 6.0]], [[0.0, 0.0]]]], [[[[1.0, 1.0]], [[0.0, 0.0]]]])
     """
-    geometry = _pair(stride), _pair(padding), _pair(dilation)
+    geometry = pair(stride), pair(padding), pair(dilation)
     return torch.ops.pxfast.sparse_dual_conv2d(value, path, weight, mask, bias, *geometry, squared)
 
 
@@ -105,79 +106,19 @@ def sparse_dual_conv2d_pays(value: Tensor, weight: Tensor, density: float) -> bo
     return density <= _GROUPS_PAY_BELOW or not masked_ones_pays(value, weight.shape[0])
 
 
-def _pair(value: int | Sequence[int]) -> list[int]:
-    return [value, value] if isinstance(value, int) else list(value)
-
-
 def _check(value: Tensor, path: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> None:
-    """Raise ValueError unless the tensors fit; csrc/binding says the same, word for word."""
+    """Raise ValueError unless the tensors fit."""
     if weight.dim() != 4 or weight.numel() == 0:
         raise ValueError(
             f"{_OP}: weight must have shape [O, C, kh, kw], none of them 0, got "
             f"{list(weight.shape)}"
         )
-    if weight.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"{_OP}: weight must be float32 or float64, got {_name(weight.dtype)}")
+    check_dtype(_OP, "weight", weight, SUMS)
     if value.dim() != 4 or value.shape[1] != weight.shape[1]:
         raise ValueError(
             f"{_OP}: value must have shape [N, {weight.shape[1]}, H, W], got {list(value.shape)}"
         )
-    _check_type("value", value, weight)
-    sizes = zip(path.shape, value.shape, strict=False)
-    if path.dim() != 4 or not all(size in (full, 1) for size, full in sizes):
-        raise ValueError(
-            f"{_OP}: path must have value's shape {list(value.shape)} or size 1 instead, got "
-            f"{list(path.shape)}"
-        )
-    _check_type("path", path, weight)
-    if mask.shape != weight.shape:
-        raise ValueError(
-            f"{_OP}: mask must have weight's shape {list(weight.shape)}, got {list(mask.shape)}"
-        )
-    if mask.dtype != torch.bool:
-        raise ValueError(f"{_OP}: mask must be bool, got {_name(mask.dtype)}")
-    _check_device("mask", mask, weight)
-    if bias is not None:
-        if list(bias.shape) != [weight.shape[0]]:
-            raise ValueError(
-                f"{_OP}: bias must have shape [{weight.shape[0]}], got {list(bias.shape)}"
-            )
-        _check_type("bias", bias, weight)
-
-
-def _check_type(name: str, tensor: Tensor, weight: Tensor) -> None:
-    if tensor.dtype != weight.dtype:
-        raise ValueError(
-            f"{_OP}: {name} must have weight's dtype {_name(weight.dtype)}, got "
-            f"{_name(tensor.dtype)}"
-        )
-    _check_device(name, tensor, weight)
-
-
-def _check_device(name: str, tensor: Tensor, weight: Tensor) -> None:
-    if tensor.device != weight.device:
-        raise ValueError(
-            f"{_OP}: {name} must be on weight's device {weight.device}, got {tensor.device}"
-        )
-
-
-def _check_integers(name: str, value: Sequence[int], least: int) -> None:
-    if len(value) != 2 or min(value) < least:
-        raise ValueError(f"{_OP}: {name} must be two integers >= {least}, got {list(value)}")
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _out_size(size: int, kernel: int, stride: int, padding: int, dilation: int) -> int:
-    padded, reach = size + 2 * padding, dilation * (kernel - 1) + 1
-    if padded < reach:
-        raise ValueError(
-            f"{_OP}: value with its padding must be at least as large as the dilated kernel, "
-            f"{reach}, got {padded}"
-        )
-    return (padded - reach) // stride + 1
+    check_dual(_OP, value, path, weight, mask, bias)
 
 
 def _fake(
@@ -192,11 +133,8 @@ def _fake(
     squared: bool,
 ) -> tuple[Tensor, Tensor]:
     _check(value, path, weight, mask, bias)
-    _check_integers("stride", stride, 1)
-    _check_integers("padding", padding, 0)
-    _check_integers("dilation", dilation, 1)
-    axes = zip(value.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
-    shape = [value.shape[0], weight.shape[0], *(_out_size(*axis) for axis in axes)]
+    sizes = out_sizes(_OP, "value", value, weight.shape[2:], stride, padding, dilation)
+    shape = [value.shape[0], weight.shape[0], *sizes]
     return value.new_empty(shape), value.new_empty(shape)
 
 

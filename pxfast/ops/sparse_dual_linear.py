@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pxfast import _native
-from pxfast.ops.sparse_dual_conv2d import _name
+from pxfast.ops._checks import SUMS, check_dtype, check_dual
 from pxfast.reference import sparse_dual_linear as reference
 
 _OP = "sparse_dual_linear"
@@ -95,7 +95,7 @@ def sparse_dual_linear_pays(value: Tensor, weight: Tensor, density: float) -> bo
     """
     if _native.problem is not None or value.device.type != "cpu":
         return False
-    if value.dtype != weight.dtype or value.dtype not in (torch.float32, torch.float64):
+    if value.dtype != weight.dtype or value.dtype not in SUMS:
         return False
     outputs, inputs = weight.shape
     if density > _PAYS_BELOW or value.numel() < _FEWEST_TOKENS * inputs:
@@ -118,33 +118,8 @@ def _check(value: Tensor, path: Tensor, weight: Tensor, mask: Tensor, bias: Tens
     """Raise ValueError unless the tensors fit."""
     if weight.dim() != 2:
         raise ValueError(f"{_OP}: weight must have shape [O, K], got {list(weight.shape)}")
-    if weight.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"{_OP}: weight must be float32 or float64, got {_name(weight.dtype)}")
-    outputs, inputs = weight.shape
+    check_dtype(_OP, "weight", weight, SUMS)
+    inputs = weight.shape[1]
     if value.dim() == 0 or value.shape[-1] != inputs:
         raise ValueError(f"{_OP}: value must have shape [..., {inputs}], got {list(value.shape)}")
-    sizes = zip(path.shape, value.shape, strict=False)
-    if path.dim() != value.dim() or not all(size in (full, 1) for size, full in sizes):
-        raise ValueError(
-            f"{_OP}: path must have value's shape {list(value.shape)} or size 1 instead, got "
-            f"{list(path.shape)}"
-        )
-    if mask.shape != weight.shape:
-        raise ValueError(
-            f"{_OP}: mask must have weight's shape {list(weight.shape)}, got {list(mask.shape)}"
-        )
-    if mask.dtype != torch.bool:
-        raise ValueError(f"{_OP}: mask must be bool, got {_name(mask.dtype)}")
-    if bias is not None and list(bias.shape) != [outputs]:
-        raise ValueError(f"{_OP}: bias must have shape [{outputs}], got {list(bias.shape)}")
-    for name, tensor in (("value", value), ("path", path), ("bias", bias)):
-        if tensor is not None and tensor.dtype != weight.dtype:
-            raise ValueError(
-                f"{_OP}: {name} must have weight's dtype {_name(weight.dtype)}, got "
-                f"{_name(tensor.dtype)}"
-            )
-    for name, tensor in (("value", value), ("path", path), ("mask", mask), ("bias", bias)):
-        if tensor is not None and tensor.device != weight.device:
-            raise ValueError(
-                f"{_OP}: {name} must be on weight's device {weight.device}, got {tensor.device}"
-            )
+    check_dual(_OP, value, path, weight, mask, bias)

@@ -15,15 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pxfast.ops._checks import (
+    FLOATS,
+    PATH_DTYPE,
+    check_beside,
+    check_device,
+    check_dtype,
+    name_of,
+)
 from pxfast.ops._declare import declare
 from pxfast.reference import squared_attention as reference
 
-_PATH_DTYPE = {
-    torch.float32: torch.float32,
-    torch.float64: torch.float64,
-    torch.bfloat16: torch.float32,
-    torch.float16: torch.float32,
-}
 _BLOCK = 2**22  # logits that the formula holds at a time where there are no kernels
 
 
@@ -165,26 +167,23 @@ class _Transposed(torch.autograd.Function):
 
 
 def _check_attention(op: str, q: Tensor, k: Tensor, mask: Tensor | None) -> None:
-    """Raise ValueError unless these fit; csrc/binding says the same, word for word."""
+    """Raise ValueError unless these fit."""
     if q.dim() != 4:
         raise ValueError(f"{op}: q must have shape [N, H, T, D], got {list(q.shape)}")
-    if q.dtype not in _PATH_DTYPE:
-        raise ValueError(
-            f"{op}: q must be float32, float64, bfloat16 or float16, got {_name(q.dtype)}"
-        )
+    check_dtype(op, "q", q, FLOATS)
     D = q.shape[3]
     _check_shape(op, "k", k, q, k.shape[2:3], [D], f"S, {D}")
-    _check_type(op, "k", k, q, q.dtype)
+    check_beside(op, "k", k, q.dtype, q, "q")
     if mask is None:
         return
     T, S = q.shape[2], k.shape[2]
     _check_shape(op, "mask", mask, q, [T, 1], [S, 1], f"{T} or 1, {S} or 1")
-    if mask.dtype not in (torch.bool, _PATH_DTYPE[q.dtype]):
+    if mask.dtype not in (torch.bool, PATH_DTYPE[q.dtype]):
         raise ValueError(
-            f"{op}: mask must be bool or {_name(_PATH_DTYPE[q.dtype])} where q is "
-            f"{_name(q.dtype)}, got {_name(mask.dtype)}"
+            f"{op}: mask must be bool or {name_of(PATH_DTYPE[q.dtype])} where q is "
+            f"{name_of(q.dtype)}, got {name_of(mask.dtype)}"
         )
-    _check_device(op, "mask", mask, q)
+    check_device(op, "mask", mask, q, "q")
 
 
 def _check_shape(
@@ -201,24 +200,6 @@ def _check_shape(
         )
 
 
-def _check_type(op: str, name: str, tensor: Tensor, q: Tensor, dtype: torch.dtype) -> None:
-    if tensor.dtype != dtype:
-        raise ValueError(
-            f"{op}: {name} must be {_name(dtype)} where q is {_name(q.dtype)}, "
-            f"got {_name(tensor.dtype)}"
-        )
-    _check_device(op, name, tensor, q)
-
-
-def _check_device(op: str, name: str, tensor: Tensor, q: Tensor) -> None:
-    if tensor.device != q.device:
-        raise ValueError(f"{op}: {name} must be on q's device {q.device}, got {tensor.device}")
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def _by_tokens(like: Tensor, N: int, H: int, rows: int, columns: int) -> Tensor:
     """An empty [N, H, rows, columns] whose heads lie side by side, as the next layer wants them."""
     return like.new_empty(N, rows, H, columns).transpose(1, 2)
@@ -231,12 +212,12 @@ def _fake(
     _check_attention(op, q, k, mask)
     S = k.shape[2]
     for name, tensor, dtype, width in (
-        ("path", path, _PATH_DTYPE[q.dtype], "P"),
+        ("path", path, PATH_DTYPE[q.dtype], "P"),
         ("v", v, q.dtype, "E"),
     ):
         if tensor is not None:
             _check_shape(op, name, tensor, q, [S], tensor.shape[3:4], f"{S}, {width}")
-            _check_type(op, name, tensor, q, dtype)
+            check_beside(op, name, tensor, dtype, q, "q")
     N, H, T = q.shape[:3]
     output = q.new_empty(0) if v is None else _by_tokens(q, N, H, T, v.shape[3])
     return output, _by_tokens(path, N, H, T, path.shape[3])
@@ -248,7 +229,7 @@ def _fake_backward(dy: Tensor, q: Tensor, k: Tensor, mask: Tensor | None, scale:
     N, H, T = q.shape[:3]
     if dy.dim() != 4 or list(dy.shape[:3]) != [N, H, T]:
         raise ValueError(f"{op}: dy must have shape [{N}, {H}, {T}, P], got {list(dy.shape)}")
-    _check_type(op, "dy", dy, q, _PATH_DTYPE[q.dtype])
+    check_beside(op, "dy", dy, PATH_DTYPE[q.dtype], q, "q")
     return _by_tokens(dy, N, H, k.shape[2], dy.shape[3])
 
 

@@ -19,15 +19,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pxfast import _native
-from pxfast.ops._declare import declare
-from pxfast.ops.squared_linear import (
-    _PATH_DTYPE,
-    _check_device,
-    _check_path,
-    _check_weight_shape,
-    _name,
-    squared_linear_backward,
+from pxfast.ops._checks import (
+    FLOATS,
+    check_dtype,
+    check_mask,
+    check_path,
+    check_weight_shape,
+    out_sizes,
+    pair,
 )
+from pxfast.ops._declare import declare
+from pxfast.ops.squared_linear import squared_linear_backward
 from pxfast.reference import squared_conv2d as reference
 
 _SMALL_MAP = 49  # positions of the output up to which the columns are faster on a CPU
@@ -68,7 +70,7 @@ def squared_conv2d(
         >>> squared_conv2d(x, weight)
         tensor([[[[5., 5.]]]])
     """
-    geometry = _pair(stride), _pair(padding), _pair(dilation), groups
+    geometry = pair(stride), pair(padding), pair(dilation), groups
     return torch.ops.pxfast.squared_conv2d(x, weight, mask, *geometry)
 
 
@@ -107,14 +109,10 @@ def squared_conv2d_backward(
     Raises:
         ValueError: as `squared_conv2d`.
     """
-    geometry = _pair(stride), _pair(padding), _pair(dilation), groups
+    geometry = pair(stride), pair(padding), pair(dilation), groups
     return torch.ops.pxfast.squared_conv2d_backward(
         dy, x, weight, mask, saliency, *geometry, with_dx
     )
-
-
-def _pair(value: int | Sequence[int]) -> list[int]:
-    return [value, value] if isinstance(value, int) else list(value)
 
 
 Geometry = tuple[Sequence[int], Sequence[int], Sequence[int], int]
@@ -123,16 +121,13 @@ Geometry = tuple[Sequence[int], Sequence[int], Sequence[int], int]
 def _checked(
     op: str, x: Tensor, weight: Tensor, mask: Tensor | None, geometry: Geometry
 ) -> list[int]:
-    """The shape of y. ValueError unless the arguments fit; csrc/binding says the same."""
+    """The shape of y. ValueError unless the arguments fit."""
     stride, padding, dilation, groups = geometry
     if weight.dim() != 4:
         raise ValueError(
             f"{op}: weight must have shape [O, C/groups, h, w], got {list(weight.shape)}"
         )
-    if weight.dtype not in _PATH_DTYPE:
-        raise ValueError(
-            f"{op}: weight must be float32, float64, bfloat16 or float16, got {_name(weight.dtype)}"
-        )
+    check_dtype(op, "weight", weight, FLOATS)
     if groups < 1 or weight.shape[0] % groups != 0:
         raise ValueError(
             f"{op}: groups must be at least 1 and divide the {weight.shape[0]} outputs, "
@@ -141,44 +136,11 @@ def _checked(
     channels = weight.shape[1] * groups
     if x.dim() != 4 or x.shape[1] != channels:
         raise ValueError(f"{op}: x must have shape [N, {channels}, H, W], got {list(x.shape)}")
-    _check_path(op, "x", x, weight)
+    check_path(op, "x", x, weight)
     if mask is not None:
-        _check_weight_shape(op, "mask", mask, weight)
-        if mask.dtype != torch.bool:
-            raise ValueError(f"{op}: mask must be bool, got {_name(mask.dtype)}")
-        _check_device(op, "mask", mask, weight)
-    sizes = _out_sizes(op, x, weight.shape[2:], stride, padding, dilation)
+        check_mask(op, mask, weight)
+    sizes = out_sizes(op, "x", x, weight.shape[2:], stride, padding, dilation)
     return [x.shape[0], weight.shape[0], *sizes]
-
-
-def _out_sizes(
-    op: str,
-    x: Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> list[int]:
-    """Height and width of the output of any convolution of x [N, C, H, W]."""
-    least_of = (("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1))
-    for name, pair, least in least_of:
-        _check_pair(op, name, pair, least)
-    sizes = []
-    for axis in range(2):
-        padded = x.shape[2 + axis] + 2 * padding[axis]
-        reach = dilation[axis] * (kernel[axis] - 1) + 1
-        if padded < reach or kernel[axis] == 0:
-            raise ValueError(
-                f"{op}: x with its padding must be at least as large as the dilated kernel, "
-                f"{reach}, got {padded}"
-            )
-        sizes.append((padded - reach) // stride[axis] + 1)
-    return sizes
-
-
-def _check_pair(op: str, name: str, pair: Sequence[int], least: int) -> None:
-    if len(pair) != 2 or min(pair) < least:
-        raise ValueError(f"{op}: {name} must be two integers >= {least}, got {list(pair)}")
 
 
 def _fake(
@@ -210,9 +172,9 @@ def _fake_backward(
     expected = _checked(op, x, weight, mask, (stride, padding, dilation, groups))
     if list(dy.shape) != expected:
         raise ValueError(f"{op}: dy must have shape {expected}, got {list(dy.shape)}")
-    _check_path(op, "dy", dy, weight)
-    _check_weight_shape(op, "saliency", saliency, weight)
-    _check_path(op, "saliency", saliency, weight)
+    check_path(op, "dy", dy, weight)
+    check_weight_shape(op, "saliency", saliency, weight)
+    check_path(op, "saliency", saliency, weight)
     return x.new_empty(x.shape if with_dx else [0])
 
 

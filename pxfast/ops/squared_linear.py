@@ -13,15 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pxfast.ops._checks import (
+    FLOATS,
+    check_dtype,
+    check_mask,
+    check_path,
+    check_weight_shape,
+)
 from pxfast.ops._declare import declare
 from pxfast.reference import squared_linear as reference
-
-_PATH_DTYPE = {
-    torch.float32: torch.float32,
-    torch.float64: torch.float64,
-    torch.bfloat16: torch.float32,
-    torch.float16: torch.float32,
-}
 
 
 def squared_linear(x: Tensor, weight: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -115,49 +115,15 @@ class _Differentiable(torch.autograd.Function):
 
 
 def _check(op: str, weight: Tensor, mask: Tensor | None, x: Tensor) -> None:
-    """Raise ValueError unless the arguments fit; csrc/binding says the same, word for word."""
+    """Raise ValueError unless the arguments fit."""
     if weight.dim() != 2:
         raise ValueError(f"{op}: weight must have shape [O, K], got {list(weight.shape)}")
-    if weight.dtype not in _PATH_DTYPE:
-        raise ValueError(
-            f"{op}: weight must be float32, float64, bfloat16 or float16, got {_name(weight.dtype)}"
-        )
+    check_dtype(op, "weight", weight, FLOATS)
     if x.dim() == 0 or x.shape[-1] != weight.shape[1]:
         raise ValueError(f"{op}: x must have shape [..., {weight.shape[1]}], got {list(x.shape)}")
-    _check_path(op, "x", x, weight)
+    check_path(op, "x", x, weight)
     if mask is not None:
-        _check_weight_shape(op, "mask", mask, weight)
-        if mask.dtype != torch.bool:
-            raise ValueError(f"{op}: mask must be bool, got {_name(mask.dtype)}")
-        _check_device(op, "mask", mask, weight)
-
-
-def _check_path(op: str, name: str, tensor: Tensor, weight: Tensor) -> None:
-    path = _PATH_DTYPE[weight.dtype]
-    if tensor.dtype != path:
-        raise ValueError(
-            f"{op}: {name} must be {_name(path)} where weight is {_name(weight.dtype)}, "
-            f"got {_name(tensor.dtype)}"
-        )
-    _check_device(op, name, tensor, weight)
-
-
-def _check_weight_shape(op: str, name: str, tensor: Tensor, weight: Tensor) -> None:
-    if tensor.shape != weight.shape:
-        raise ValueError(
-            f"{op}: {name} must have weight's shape {list(weight.shape)}, got {list(tensor.shape)}"
-        )
-
-
-def _check_device(op: str, name: str, tensor: Tensor, weight: Tensor) -> None:
-    if tensor.device != weight.device:
-        raise ValueError(
-            f"{op}: {name} must be on weight's device {weight.device}, got {tensor.device}"
-        )
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+        check_mask(op, mask, weight)
 
 
 def _fake(x: Tensor, weight: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -178,9 +144,9 @@ def _fake_backward(
     expected = [*x.shape[:-1], weight.shape[0]]
     if list(dy.shape) != expected:
         raise ValueError(f"{op}: dy must have shape {expected}, got {list(dy.shape)}")
-    _check_path(op, "dy", dy, weight)
-    _check_weight_shape(op, "saliency", saliency, weight)
-    _check_path(op, "saliency", saliency, weight)
+    check_path(op, "dy", dy, weight)
+    check_weight_shape(op, "saliency", saliency, weight)
+    check_path(op, "saliency", saliency, weight)
     return x.new_empty(x.shape if with_dx else [0])
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pxfast import ops
 from pxfast.errors import NoRuleError
-from pxfast.ops.gate import PATH_DTYPE
+from pxfast.ops._checks import PATH_DTYPE
 from pxfast.paths.network import Network
 from pxfast.paths.pathsum import Gated, PathSum
 from pxfast.paths.registry import STALE, in_place_target, rule, spellings
