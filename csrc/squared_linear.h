@@ -13,11 +13,12 @@
 //   K   inputs                          mask     [O, K]  uint8_t, 0 or 1; nullptr: all ones
 //                                       y, dy    [T, O]  path
 //                                       dx       [T, K]  path
-//                                       saliency [O, K]  path, accumulated into
+//                                       saliency [O, K]  path, added to; on a CPU written where `add` is false
 //
 // Types: path is double where weight is f64, and float otherwise (weight f32, bf16 or f16; squared in float).
 // Layout: every array is row-major and contiguous, and aligned to its element only. No array overlaps
-// another. Sizes: any, 0 included. K = 0 makes y zero; O = 0 makes dx zero; T = 0 leaves saliency as it is.
+// another. Sizes: any, 0 included. K = 0 makes y zero; O = 0 makes dx zero; T = 0 leaves saliency as it is,
+//        whatever `add` is.
 // Masks: a masked weight counts as exactly 0, whatever it holds (NaN and infinity too): select, do not
 // multiply.
 //        Apart from that NaN and infinity go through as in the formula.
@@ -52,11 +53,12 @@ struct SquaredLinearBackward {
   const void* weight;   // [O, K]
   const uint8_t* mask;  // [O, K] or null
   void* dx;             // [T, K], written; null: not wanted
-  void* saliency;       // [O, K], accumulated into
+  void* saliency;       // [O, K], added to, or written without being read
   void* scratch;        // Plan::scratch_bytes, contents arbitrary
   int64_t T, O, K;
   Dtype weight_dtype;
   int threads;  // that may run tasks
+  bool add;     // to what saliency holds
 };
 
 struct SquaredLinearKernels {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
@@ -129,16 +130,19 @@ class Scorer:
             passes.structure = self._structure
             passes.weights.rows, passes.weights.outside = self._rows  # masks do not change them
             run = _px if self.criterion == "px" else _joint
-            found = run(passes, self.data, progress)
+            found, ranges = run(passes, self.data, progress)
             self._rows = (passes.weights.rows, passes.weights.outside)
         if passes.structure is not None and not passes.structure.cancels:
             self._structure = passes.structure  # fewer weights will not make the data cancel again
         provenance = {"pxfast": __version__, "criterion": self.criterion}
         provenance["batchnorm"] = self.options.get("batchnorm", "running")
-        return _assembled(passes.weights, provenance | found)
+        return _assembled(passes.weights, ranges, provenance | found)
 
 
-def _px(passes: Passes, data: Any, progress: bool | None) -> dict[str, Any]:
+Ranges = dict[str, tuple[float, float]]  # the smallest and the largest score by weight
+
+
+def _px(passes: Passes, data: Any, progress: bool | None) -> tuple[dict[str, Any], Ranges]:
     """The data pass (unless the data cancels), then the kernel pass."""
     first, stream = peeked(batches(progress_bar(data, "score", progress)))
     if brings_masks(first):
@@ -149,15 +153,19 @@ def _px(passes: Passes, data: Any, progress: bool | None) -> dict[str, Any]:
     else:
         sums, how = passes.activation(stream), "run"
     log2 = passes.kernel(first, sums)
-    _check_underflow(passes, lambda: passes.kernel(first, None if sums is None else _signs(sums)))
-    return {
+    ranges = _ranges(passes.weights)
+    _check_underflow(
+        passes, ranges, lambda: passes.kernel(first, None if sums is None else _signs(sums))
+    )
+    found = {
         "samples": passes.samples or _sample_count(data),
         "data_pass": how,
         "log2_R": log2,
     }
+    return found, ranges
 
 
-def _joint(passes: Passes, data: Any, progress: bool | None) -> dict[str, Any]:
+def _joint(passes: Passes, data: Any, progress: bool | None) -> tuple[dict[str, Any], Ranges]:
     """One pass over the data, forward and backward."""
     stream = batches(progress_bar(data, "score", progress))
     return _over_data(passes, data, passes.joint, stream)
@@ -165,15 +173,25 @@ def _joint(passes: Passes, data: Any, progress: bool | None) -> dict[str, Any]:
 
 def _over_data(
     passes: Passes, data: Any, run: Callable[[Iterable[Batch]], float], stream: Iterable[Batch]
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], Ranges]:
     """A pass whose backward needs the data."""
     log2 = run(stream)
     samples = passes.samples
-    _check_underflow(passes, lambda: run(batches(data)))
-    return {"samples": samples, "data_pass": "run", "log2_R": log2}
+    ranges = _ranges(passes.weights)
+    _check_underflow(passes, ranges, lambda: run(batches(data)))
+    return {"samples": samples, "data_pass": "run", "log2_R": log2}, ranges
 
 
-def _check_underflow(passes: Passes, again: Callable[[], Any]) -> None:
+def _ranges(weights: Weights) -> Ranges:
+    """What all checks of scores go by, in one read of them; NaN where there is one."""
+    found = {}
+    for name, scores in weights.saliency.items():
+        ends = torch.aminmax(scores) if scores.numel() else (0.0, 0.0)
+        found[name] = (float(ends[0]), float(ends[1]))
+    return found
+
+
+def _check_underflow(passes: Passes, ranges: Ranges, again: Callable[[], Any]) -> None:
     """Refuse a layer whose scores are all 0 although paths run through it: its total left the range
     of the dtype.
 
@@ -185,7 +203,7 @@ def _check_underflow(passes: Passes, again: Callable[[], Any]) -> None:
     empty = [
         name
         for name in weights.reached & weights.saliency.keys()
-        if not _holds(weights.saliency[name]) and bool(weights.kept(name).count_nonzero())
+        if ranges[name][1] == 0 and bool(weights.kept(name).count_nonzero())
     ]
     if not empty:
         return
@@ -193,7 +211,7 @@ def _check_underflow(passes: Passes, again: Callable[[], Any]) -> None:
     weights.forget()
     weights.purpose = "existence"
     again()
-    lost = [name for name in empty if _holds(weights.saliency[name])]
+    lost = [name for name in empty if bool(weights.saliency[name].amax() > 0)]
     weights.purpose = "scores"
     weights.saliency, weights.used, weights.reached = kept[0], kept[1], kept[2]
     if lost:
@@ -204,12 +222,7 @@ def _check_underflow(passes: Passes, again: Callable[[], Any]) -> None:
         )
 
 
-def _holds(scores: Tensor) -> bool:
-    """Whether any score is not 0."""
-    return scores.numel() > 0 and float(scores.amax()) > 0
-
-
-def _assembled(weights: Weights, provenance: dict[str, Any]) -> Scores:
+def _assembled(weights: Weights, ranges: Ranges, provenance: dict[str, Any]) -> Scores:
     """Scores in parameter order, what was left out, and what rounded to 0."""
     model = weights.model
     names = [name for name, _ in named_weights(model)]
@@ -233,18 +246,18 @@ def _assembled(weights: Weights, provenance: dict[str, Any]) -> Scores:
             f"the weights that shape them score 0: {', '.join(dict.fromkeys(weights.dead))}",
             stacklevel=4,
         )
-    counts = {name: _underflowed(weights, name) for name in scored}
+    counts = {name: _underflowed(weights, name) for name in scored if not ranges[name][0] > 0}
     lost = {name: count for name, count in counts.items() if count}
     dead = list(dict.fromkeys(weights.dead))
     provenance |= {"underflowed": lost, "unused": unused, "dead_gates": dead}
-    return Scores({name: weights.saliency[name] for name in scored}, provenance)
+    finite = all(map(math.isfinite, (end for name in scored for end in ranges[name])))
+    make = Scores.of_finite if finite else Scores
+    return make({name: weights.saliency[name] for name in scored}, provenance)
 
 
 def _underflowed(weights: Weights, name: str) -> int:
-    """How many kept weights are not 0 although their squares are."""
-    scores = weights.saliency[name]
-    if scores.numel() and float(scores.amin()) > 0:  # then no square was 0
-        return 0
+    """How many kept weights are not 0 although their squares are: none where all scores are
+    positive."""
     return underflowed(weights.theta(name), weights.used[name].mask, weights.dtype)
 
 

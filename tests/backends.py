@@ -102,8 +102,9 @@ class Emulated(Backend):
         mask: Tensor | None,
         saliency: Tensor,
         with_dx: bool = True,
+        add: bool = True,
     ) -> Tensor:
-        sums = _array(saliency).copy()
+        sums = _array(saliency if add else torch.zeros_like(saliency)).copy()
         arrays = _rows(dy), _rows(x), _array(weight), _array(mask), sums
         dx = kernels.squared_linear_backward(*arrays, with_dx)
         saliency.copy_(torch.from_numpy(sums))
@@ -157,12 +158,17 @@ class Emulated(Backend):
         weight: Tensor,
         mask: Tensor | None,
         saliency: Tensor,
-        *geometry: Any,
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
+        groups: int,
+        with_dx: bool = True,
+        add: bool = True,
     ) -> Tensor:
-        sums = _array(saliency).copy()
+        sums = _array(saliency if add else torch.zeros_like(saliency)).copy()
         arrays = map(_array, (x, weight, mask))
-        call = conv_kernels.Convolution(*arrays, *geometry[:-1])  # type: ignore[arg-type]
-        dx = call.backward(_array(dy), sums, geometry[-1])
+        call = conv_kernels.Convolution(*arrays, stride, padding, dilation, groups)  # type: ignore[arg-type]
+        dx = call.backward(_array(dy), sums, with_dx)
         saliency.copy_(torch.from_numpy(sums))
         return x.new_empty(0) if dx is None else torch.from_numpy(dx)
 

@@ -45,7 +45,7 @@ Tensor squared_conv2d_cuda(Tensor x, Tensor weight, std::optional<Tensor> mask, 
 Tensor squared_conv2d_backward_cuda(Tensor dy, Tensor x, Tensor weight, std::optional<Tensor> mask,
                                     Tensor saliency, std::vector<int64_t> stride,
                                     std::vector<int64_t> padding, std::vector<int64_t> dilation,
-                                    int64_t groups, bool with_dx) {
+                                    int64_t groups, bool with_dx, bool add) {
   const std::string op = "squared_conv2d_backward";
   const auto geometry = check_convolution(op, x, weight, mask, {stride, padding, dilation, groups});
   if (shape(dy) != output_shape(geometry)) {
@@ -57,6 +57,7 @@ Tensor squared_conv2d_backward_cuda(Tensor dy, Tensor x, Tensor weight, std::opt
   const px::Dtype dtype = weight_dtype(op, weight);
   const CurrentStream stream(weight);
   Tensor dx = torch::stable::new_empty(x, with_dx ? shape(x) : Shape{0});
+  if (!add) torch::stable::zero_(saliency);
   Tensor sums = torch::stable::contiguous(saliency);
   const Input dy_in(dy), x_in(x), weight_in(weight), mask_in(mask);
   const auto scratch = allocate_scratch(x, px::cuda::squared_conv2d_scratch_bytes(geometry, dtype));

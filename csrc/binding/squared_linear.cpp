@@ -52,10 +52,12 @@ LinearSizes check_squared_linear_backward(const std::string& op, const Tensor& d
   return sizes;
 }
 
-// dx, or an empty tensor where it is not wanted; `kernel(sums, dx)` adds to the contiguous `sums`.
+// dx, or an empty tensor where it is not wanted; `kernel(sums, dx)` adds to the contiguous `sums`, which are
+// zero before if `clear`.
 template <class Kernel>
-Tensor with_outputs(const LinearSizes& sizes, Tensor saliency, bool with_dx, Kernel kernel) {
+Tensor with_outputs(const LinearSizes& sizes, Tensor saliency, bool with_dx, bool clear, Kernel kernel) {
   Tensor dx = torch::stable::new_empty(saliency, with_dx ? sizes.x : Shape{0});
+  if (clear) torch::stable::zero_(saliency);
   Tensor sums = torch::stable::contiguous(saliency);
   kernel(sums.mutable_data_ptr(), with_dx ? dx.mutable_data_ptr() : nullptr);
   if (!saliency.is_contiguous()) torch::stable::copy_(saliency, sums);
@@ -63,14 +65,15 @@ Tensor with_outputs(const LinearSizes& sizes, Tensor saliency, bool with_dx, Ker
 }
 
 Tensor squared_linear_backward_cpu(Tensor dy, Tensor x, Tensor weight, std::optional<Tensor> mask,
-                                   Tensor saliency, bool with_dx) {
+                                   Tensor saliency, bool with_dx, bool add) {
   const std::string op = "squared_linear_backward";
   const LinearSizes sizes = check_squared_linear_backward(op, dy, x, weight, mask, saliency);
   const Input dy_in(dy), x_in(x), weight_in(weight), mask_in(mask);
-  return with_outputs(sizes, saliency, with_dx, [&](void* sums, void* dx) {
+  const bool clear = !add && sizes.T == 0;
+  return with_outputs(sizes, saliency, with_dx, clear, [&](void* sums, void* dx) {
     px::cpu::SquaredLinearBackward call{
-        dy_in.data(), x_in.data(), weight_in.data(), mask_in.bytes(),          dx,       sums, nullptr,
-        sizes.T,      sizes.O,     sizes.K,          weight_dtype(op, weight), threads()};
+        dy_in.data(), x_in.data(), weight_in.data(), mask_in.bytes(),          dx,        sums, nullptr,
+        sizes.T,      sizes.O,     sizes.K,          weight_dtype(op, weight), threads(), add};
     const auto& kernels = px::cpu::squared_linear();
     const px::cpu::Plan plan = kernels.plan_backward(call);
     const std::optional<Tensor> scratch = allocate_scratch(x, plan.scratch_bytes);
@@ -94,13 +97,13 @@ Tensor squared_linear_cuda(Tensor x, Tensor weight, std::optional<Tensor> mask) 
 }
 
 Tensor squared_linear_backward_cuda(Tensor dy, Tensor x, Tensor weight, std::optional<Tensor> mask,
-                                    Tensor saliency, bool with_dx) {
+                                    Tensor saliency, bool with_dx, bool add) {
   const std::string op = "squared_linear_backward";
   const LinearSizes sizes = check_squared_linear_backward(op, dy, x, weight, mask, saliency);
   const px::Dtype dtype = weight_dtype(op, weight);
   const CurrentStream stream(weight);
   const Input dy_in(dy), x_in(x), weight_in(weight), mask_in(mask);
-  return with_outputs(sizes, saliency, with_dx, [&](void* sums, void* dx) {
+  return with_outputs(sizes, saliency, with_dx, !add, [&](void* sums, void* dx) {
     const auto scratch = allocate_scratch(
         x, px::cuda::squared_linear_backward_scratch_bytes(sizes.T, sizes.O, sizes.K, dtype, with_dx));
     px::cuda::squared_linear_backward(dy_in.data(), x_in.data(), weight_in.data(), mask_in.bytes(), dx, sums,

@@ -40,6 +40,7 @@ struct Backward {
   path* saliency;       // [O, K]
   path* block_dx;       // [blocks, T, K]
   int64_t T, O, K;
+  bool add;
 
   explicit Backward(const SquaredLinearBackward& call)
       : dy(static_cast<const path*>(call.dy)),
@@ -51,7 +52,8 @@ struct Backward {
         block_dx(static_cast<path*>(call.scratch)),
         T(call.T),
         O(call.O),
-        K(call.K) {}
+        K(call.K),
+        add(call.add) {}
 };
 
 }  // namespace

@@ -2,7 +2,7 @@
 //
 //   y  = x · (W∘W∘M)ᵀ
 //   dx = dy · (W∘W∘M)
-//   saliency += (dyᵀ · x)∘W∘W∘M, multiplied and added piece by piece once the sums are whole
+//   saliency (+)= (dyᵀ · x)∘W∘W∘M, multiplied and added, or written, piece by piece once the sums are whole
 #pragma once
 
 #include "cpu/product.h"
@@ -92,7 +92,7 @@ struct SaliencyOperands {
   }
   void fetch(Range rows, Range columns) const {
     prefetch(b.w, b.K, rows, columns);
-    prefetch(b.saliency, b.K, rows, columns);
+    if (b.add) prefetch(b.saliency, b.K, rows, columns);
   }
   void use(Piece<path>& piece, Range rows, Range columns) const {
     for (int64_t o = rows.begin; o < rows.end; ++o) {
@@ -101,7 +101,7 @@ struct SaliencyOperands {
         if (k < columns.end) piece[o - rows.begin][j] *= squares(b.w, b.mask, o * b.K + k, columns.end - k);
       }
     }
-    write(b.saliency, b.K, piece, rows, columns, true);
+    write(b.saliency, b.K, piece, rows, columns, b.add);
   }
 };
 

@@ -36,10 +36,12 @@ inline void stream(const Forward<weight>& f, int64_t t, int64_t o) {
   }
 }
 
-// dx[t … t + N − 1, :] and saliency[o … o + R − 1, :] += what these rows of x and of the weight add
+// dx[t … t + N − 1, :] and saliency[o … o + R − 1, :] += what these rows of x and of the weight add; the first
+// rows of x may write the saliency instead, which spares reading it
 template <int R, int N, class weight>
 inline void stream(const Backward<weight>& b, Path<weight>* dx, int64_t t, int64_t o) {
   using path = Path<weight>;
+  const bool add = b.add || t > 0;
   path dy[R][N];
   for (int i = 0; i < R; ++i) {
     for (int j = 0; j < N; ++j) dy[i][j] = b.dy[(t + j) * b.O + o + i];
@@ -58,7 +60,8 @@ inline void stream(const Backward<weight>& b, Path<weight>* dx, int64_t t, int64
         gradient += dy[i][j] * x[j];
         d[j] += dy[i][j] * square;
       }
-      store(saliency, load<Vec<path>>(saliency, n) + gradient * square, n);
+      const Vec<path> before = add ? load<Vec<path>>(saliency, n) : Vec<path>{};
+      store(saliency, before + gradient * square, n);
     }
     for (int j = 0; j < N; ++j) store(dx + (t + j) * b.K + k, d[j], n);
   });

@@ -85,6 +85,7 @@ def squared_conv2d_backward(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
     with_dx: bool = True,
+    add: bool = True,
 ) -> Tensor:
     """dx = conv_transpose2d(dy, W∘W∘M), and saliency += dW∘W∘W∘M.
 
@@ -102,6 +103,7 @@ def squared_conv2d_backward(
         dilation: of height and width, or one for both; at least 1.
         groups: that the channels are parted into.
         with_dx: False where dx is not needed.
+        add: False writes S instead, whatever `saliency` holds.
 
     Returns:
         dx [N, C, H, W], x's dtype; an empty tensor where `with_dx` is False.
@@ -111,7 +113,7 @@ def squared_conv2d_backward(
     """
     geometry = pair(stride), pair(padding), pair(dilation), groups
     return torch.ops.pxfast.squared_conv2d_backward(
-        dy, x, weight, mask, saliency, *geometry, with_dx
+        dy, x, weight, mask, saliency, *geometry, with_dx, add
     )
 
 
@@ -166,7 +168,8 @@ def _fake_backward(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
-    with_dx: bool,
+    with_dx: bool = True,
+    add: bool = True,
 ) -> Tensor:
     op = "squared_conv2d_backward"
     expected = _checked(op, x, weight, mask, (stride, padding, dilation, groups))
@@ -221,12 +224,17 @@ def _backward(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
-    with_dx: bool,
+    with_dx: bool = True,
+    add: bool = True,
 ) -> Tensor:
     """The backward where there are no kernels."""
-    if x.numel() == 0 or weight.numel() == 0 or dy.numel() == 0:
+    empty = x.numel() == 0 or weight.numel() == 0 or dy.numel() == 0
+    pays = squared_conv2d_pays(dy, x, weight, groups)
+    if not add and (empty or not pays):
+        saliency.zero_()
+    if empty:
         return torch.zeros_like(x) if with_dx else x.new_empty(0)
-    if not squared_conv2d_pays(dy, x, weight, groups):
+    if not pays:
         geometry = stride, padding, dilation, groups
         dx = reference.squared_conv2d_backward(
             dy, x, weight, mask, saliency, *geometry, with_dx=with_dx
@@ -238,7 +246,7 @@ def _backward(
     flat = None if mask is None else mask.flatten(1)
     sums = saliency.view(saliency.shape[0], -1) if saliency.is_contiguous() else saliency.flatten(1)
     dcolumns = squared_linear_backward(
-        dy.flatten(2).mT, columns, weight.flatten(1), flat, sums, with_dx
+        dy.flatten(2).mT, columns, weight.flatten(1), flat, sums, with_dx, add
     )
     if not saliency.is_contiguous():
         saliency.copy_(sums.view_as(saliency))
@@ -256,7 +264,8 @@ declare(
 )
 declare(
     "squared_conv2d_backward(Tensor dy, Tensor x, Tensor weight, Tensor? mask, Tensor(a!) saliency,"
-    " int[] stride, int[] padding, int[] dilation, int groups, bool with_dx) -> Tensor",
+    " int[] stride, int[] padding, int[] dilation, int groups, bool with_dx=True, bool add=True)"
+    " -> Tensor",
     fake=_fake_backward,
     reference=_backward,
     kernels="cuda",

@@ -59,6 +59,7 @@ def squared_linear_backward(
     mask: Tensor | None,
     saliency: Tensor,
     with_dx: bool = True,
+    add: bool = True,
 ) -> Tensor:
     """dx = dy (W∘W∘M) and, in the same read of the weight, saliency += (dyᵀ x)∘W∘W∘M.
 
@@ -72,6 +73,7 @@ def squared_linear_backward(
         mask: M [O, K], bool, or None.
         saliency: S [O, K], x's dtype; added to in place. A masked weight adds exactly 0.
         with_dx: False where dx is not needed.
+        add: False writes S instead, whatever `saliency` holds: on a CPU it is then not read.
 
     Returns:
         dx [..., K], x's dtype; an empty tensor where `with_dx` is False.
@@ -87,7 +89,7 @@ def squared_linear_backward(
         >>> saliency
         tensor([[9., 2.]])
     """
-    return torch.ops.pxfast.squared_linear_backward(dy, x, weight, mask, saliency, with_dx)
+    return torch.ops.pxfast.squared_linear_backward(dy, x, weight, mask, saliency, with_dx, add)
 
 
 class _Differentiable(torch.autograd.Function):
@@ -138,6 +140,7 @@ def _fake_backward(
     mask: Tensor | None,
     saliency: Tensor,
     with_dx: bool = True,
+    add: bool = True,
 ) -> Tensor:
     op = "squared_linear_backward"
     _check(op, weight, mask, x)
@@ -157,7 +160,10 @@ def _reference_backward(
     mask: Tensor | None,
     saliency: Tensor,
     with_dx: bool = True,
+    add: bool = True,
 ) -> Tensor:
+    if not add:
+        saliency.zero_()
     dx = reference.squared_linear_backward(dy, x, weight, mask, saliency)
     return dx if with_dx else dx.new_empty(0)
 
@@ -169,7 +175,7 @@ declare(
 )
 declare(
     "squared_linear_backward(Tensor dy, Tensor x, Tensor weight, Tensor? mask, Tensor(a!) saliency,"
-    " bool with_dx=True) -> Tensor",
+    " bool with_dx=True, bool add=True) -> Tensor",
     fake=_fake_backward,
     reference=_reference_backward,
 )

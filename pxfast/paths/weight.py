@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,25 @@ if TYPE_CHECKING:
     from pxfast.paths.weights import Weights
 
 Purpose = Literal["scores", "bound", "existence", "structure"]
+
+
+class Saliency(NamedTuple):
+    """Where the scores S of a weight accumulate.
+
+    Attributes:
+        tensor: of the shape that the operation sees.
+        new: nothing has been written to it yet, so that it is not to be read.
+    """
+
+    tensor: Tensor
+    new: bool
+
+    def add(self, scores: Tensor) -> None:
+        """S += scores."""
+        if self.new:
+            self.tensor.copy_(scores)
+        else:
+            self.tensor.add_(scores.to(self.tensor.device))
 
 
 @dataclass
@@ -39,11 +58,6 @@ class Weight:
     mask: Tensor | None
     is_transposed: bool = False
     memory: dict[str, Tensor] | None = None
-
-    @property
-    def saliency(self) -> Tensor | None:
-        """Where S accumulates in the backward that runs now; None where no score is wanted."""
-        return None if self.source is None else self._seen(self.weights.buffer(self.source))
 
     @property
     def value_rows(self) -> Tensor | None:
@@ -87,16 +101,41 @@ class Weight:
         theta = source.seen(self.weights.offloaded.load(source.name))
         return replace(self, theta=theta.T if self.is_transposed else theta)
 
+    def wants_scores(self) -> bool:
+        """Whether the backward that runs now, and has come here, is to accumulate scores."""
+        return self.source is not None and self.weights.wants_scores(self.source)
+
     @contextlib.contextmanager
-    def scores(self, device: torch.device) -> Iterator[Tensor | None]:
-        """`saliency`, to be added to on a device: scores of offloaded weights stay on the CPU."""
-        own = self.saliency
-        if own is None or own.device == device:
-            yield own
-        else:
-            here = torch.zeros_like(own, device=device)
-            yield here
-            own += here.to(own.device)
+    def scores(self, device: torch.device, rows: slice | None = None) -> Iterator[Saliency]:
+        """Where S accumulates, in some rows or all, on a device. Scores of offloaded weights stay
+        on the CPU."""
+        assert self.source is not None
+        buffer, new = self.weights.buffer(self.source)
+        own = self._seen(buffer)
+        assert own is not None
+        if rows is not None:
+            if new:
+                own[: rows.start] = own[rows.stop :] = 0
+            own = own[rows]
+        if own.device == device:
+            yield Saliency(own, new)
+            return
+        here = Saliency(torch.empty_like(own, device=device), True)
+        yield here
+        Saliency(own, new).add(here.tensor)
+
+    def keep_scores(self, scores: Tensor) -> None:
+        """Add to S, or let a new tensor be S where that is possible, which spares memory."""
+        assert self.source is not None
+        buffers, name, theta = self.weights.buffers, self.source.name, self.source.theta
+        whole = not (self.source.views or self.source.is_offloaded or self.is_transposed)
+        alike = scores.stride() == theta.stride() and scores.device == theta.device
+        alike = alike and scores.dtype == self.weights.dtype
+        if whole and alike and name not in buffers:
+            buffers[name] = scores
+            return
+        with self.scores(scores.device) as saliency:
+            saliency.add(scores)
 
     def count_use(self, count: int) -> None:
         """Count a use of a weight, or one less where all of its input lies on value paths."""

@@ -8,7 +8,7 @@ parameters (sources.py).
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -171,22 +171,36 @@ class Weights:
 
     # ---- score buffers ---------------------------------------------------------------------------
 
-    def buffer(self, source: Source) -> Tensor | None:
-        """Where the running backward accumulates the scores of a weight; None if it gets none."""
+    def wants_scores(self, source: Source) -> bool:
+        """Whether the running backward is to accumulate scores of a weight that it has reached."""
         if self.purpose == "structure" or not self.scored(source.name):
-            return None
+            return False
         self.reached.add(source.name)
-        buffers = self.saliency if self.side is None else self.side
-        if source.name not in buffers:
-            buffers[source.name] = _zeros(source, self.dtype)
-        return buffers[source.name]
+        return True
+
+    @property
+    def buffers(self) -> dict[str, Tensor]:
+        """Where the running backward accumulates scores."""
+        return self.saliency if self.side is None else self.side
+
+    def buffer(self, source: Source) -> tuple[Tensor, bool]:
+        """Where the scores of a weight accumulate, and whether nothing has been written there yet:
+        a new one holds zeros only if the model sees the weight through views, in parts it may be.
+        """
+        buffers, name = self.buffers, source.name
+        new = name not in buffers
+        if new:
+            make = torch.zeros_like if source.views else torch.empty_like
+            buffers[name] = make(source.theta, dtype=self.dtype, device=_device(source))
+        return buffers[name], new and not source.views
 
     def value_buffer(self, source: Source) -> Tensor | None:
         """By weight: whether a value path leaves its row. None before the structure pass."""
         if self.rows is None:
             return None
         if source.name not in self.rows:
-            none = _zeros(source, torch.bool, [1] * source.theta.dim())
+            one = [1] * source.theta.dim()
+            none = torch.zeros(one, dtype=torch.bool, device=_device(source))
             self.rows[source.name] = none.expand(source.theta.shape)
         return self.rows[source.name]
 
@@ -200,7 +214,8 @@ class Weights:
             return
         rows = rows.to(noted.device)
         if source.views:
-            noted = _zeros(source, torch.bool).copy_(noted)
+            like = torch.empty_like(source.theta, dtype=torch.bool, device=_device(source))
+            noted = like.copy_(noted)
             seen = source.seen(noted)
             seen |= rows
         else:
@@ -244,12 +259,9 @@ class Weights:
         return running_module(self.model)
 
 
-def _zeros(source: Source, dtype: torch.dtype, shape: Sequence[int] | None = None) -> Tensor:
-    """Zeros of θ's shape, or another, beside θ, on the CPU if it is offloaded."""
-    device = "cpu" if source.is_offloaded else source.theta.device
-    if shape is not None:
-        return torch.zeros(list(shape), dtype=dtype, device=device)
-    return torch.zeros_like(source.theta, dtype=dtype, device=device)
+def _device(source: Source) -> torch.device:
+    """Of what is kept beside θ: the CPU if it is offloaded."""
+    return torch.device("cpu") if source.is_offloaded else source.theta.device
 
 
 def _as_bool(name: str, mask: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +55,13 @@ class Scores(NamedTensors):
                 f"have no order. Look for NaN in the weights or the data, or for overflow"
             )
         return tensor
+
+    @classmethod
+    def of_finite(cls, mapping: Mapping[str, Tensor], provenance: Mapping[str, Any]) -> Scores:
+        """Scores that are known to be finite floating tensors: they are not read again."""
+        scores = cls.__new__(cls)
+        scores._tensors, scores.provenance = dict(mapping), dict(provenance)
+        return scores
 
     def totals(self) -> dict[str, float]:
         """Returns the sum of each layer's scores, summed in float64."""

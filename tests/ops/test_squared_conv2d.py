@@ -117,6 +117,22 @@ def test_a_masked_weight_counts_as_0_whatever_it_holds(backend: Backend):
     assert all(torch.equal(a, b) for a, b in zip(before, run(backend, case), strict=True))
 
 
+@pytest.mark.parametrize("large", [2**30, 1], ids=["formula", "columns"])
+def test_saliency_of_a_convolution_is_written_over_whatever_it_held(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch, large: int
+):
+    module = importlib.import_module("pxfast.ops.squared_conv2d")
+    monkeypatch.setattr(module, "_LARGE_WEIGHT", large)
+    for geometry in GEOMETRIES:
+        case = Case(geometry, F32, masked=True)
+        case.saliency.zero_()
+        added = run(backend, case)[2]
+        written = torch.full_like(added, torch.nan)
+        arguments = case.dy, case.x, case.weight, case.mask, written, *case.geometry, True, False
+        backend("squared_conv2d_backward", *arguments)
+        assert torch.equal(written, added)
+
+
 def test_without_dx_of_a_convolution(backend: Backend):
     case = Case(GEOMETRIES[1], F32, masked=False)
     expected, saliency = run(backend, case)[2], case.saliency.clone()
@@ -236,12 +252,12 @@ def arguments(**changed: Any) -> dict[str, Any]:
 
 def forward(given: dict[str, Any]) -> dict[str, Any]:
     """Those of the forward among them."""
-    return {n: a for n, a in given.items() if n not in ("dy", "saliency", "with_dx")}
+    return {n: a for n, a in given.items() if n not in ("dy", "saliency", "with_dx", "add")}
 
 
 def test_opcheck_of_convolutions():
     torch.library.opcheck(torch.ops.pxfast.squared_conv2d, (), forward(arguments()))
-    for changed in ({}, {"mask": None}, {"with_dx": False}):
+    for changed in ({}, {"mask": None}, {"with_dx": False}, {"add": False}):
         given = arguments(**changed)
         torch.library.opcheck(torch.ops.pxfast.squared_conv2d_backward, (), given)
 

@@ -136,6 +136,32 @@ def test_saliency_adds_up_over_calls(backend: Backend, T: int):
     second.check(*run(backend, second))
 
 
+@pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
+@pytest.mark.parametrize("dtype", [F32, F64, BF16, F16], ids=lambda d: str(d)[6:])
+def test_saliency_is_written_over_whatever_it_held(
+    backend: Backend, dtype: torch.dtype, masked: bool
+):
+    for shape in SHAPES:
+        case = Case(*shape, dtype, masked=masked)
+        case.saliency.zero_()
+        y, dx, added = run(backend, case)
+        written = torch.full_like(added, NAN)
+        arguments = case.dy, case.x, case.weight, case.mask, written, True, False
+        assert torch.equal(backend("squared_linear_backward", *arguments), dx)
+        assert torch.equal(written, added)
+        case.check(y, dx, written)
+
+
+def test_saliency_of_any_strides_is_written(backend: Backend):
+    case = Case(3, 20, 37, F32, masked=True)
+    case.saliency.zero_()
+    written = torch.full((37, 20), NAN).T
+    backend(
+        "squared_linear_backward", case.dy, case.x, case.weight, case.mask, written, True, False
+    )
+    assert torch.equal(written, run(backend, case)[2])
+
+
 @pytest.mark.parametrize("T", [1, 12])
 def test_without_dx(backend: Backend, T: int):
     case = Case(T, 20, 37, F32, masked=False)

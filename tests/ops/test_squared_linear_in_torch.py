@@ -114,8 +114,9 @@ def test_opcheck(device: torch.device, dtype: torch.dtype, masked: bool):
     mask = a["mask"] if masked else None
     torch.library.opcheck(torch.ops.pxfast.squared_linear, (a["x"], a["weight"], mask))
     for with_dx in (False, True):
-        args = (a["dy"], a["x"], a["weight"], mask, a["saliency"], with_dx)
-        torch.library.opcheck(torch.ops.pxfast.squared_linear_backward, args)
+        for add in (False, True):
+            args = (a["dy"], a["x"], a["weight"], mask, a["saliency"], with_dx, add)
+            torch.library.opcheck(torch.ops.pxfast.squared_linear_backward, args)
 
 
 def test_every_argument_of_every_op_arrives(backend: Backend):
@@ -123,7 +124,7 @@ def test_every_argument_of_every_op_arrives(backend: Backend):
     a = arguments(3, 5, 7, F64)
     given = {
         "squared_linear": [a["x"], a["weight"], a["mask"]],
-        "squared_linear_backward": [*a.values(), True],
+        "squared_linear_backward": [*a.values(), True, True],
     }
     declared = {
         name.removeprefix("pxfast::"): len(schema.arguments)

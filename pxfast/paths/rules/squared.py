@@ -47,18 +47,21 @@ class SquaredLinear(torch.autograd.Function):
             return dy.sum(-1, keepdim=True).expand(x.shape) if with_dx else None, None, None
         with_dx = with_dx and not weight.ends_side_branch()
         weight = weight.loaded()
-        with weight.scores(x.device) as saliency:
-            if rows is not None:
-                dy, weight = dy[..., rows], weight.rows(rows)
-                saliency = None if saliency is None else saliency[rows]
-            if weight.weights.purpose == "scores" and saliency is not None:
+        whole, wanted = weight, weight.wants_scores()
+        if rows is not None:
+            dy, weight = dy[..., rows], weight.rows(rows)
+        if wanted and weight.weights.purpose == "scores":
+            with whole.scores(x.device, rows) as (saliency, new):
                 theta = _theta(weight, x)
-                dx = ops.squared_linear_backward(dy, x, theta, weight.mask, saliency, with_dx)
-                return dx if with_dx else None, None, None
-            squared = weight.squared(x.dtype)
-            if saliency is not None:
-                dw = dy.flatten(0, -2).T @ x.flatten(0, -2) if dy.dim() > 1 else torch.outer(dy, x)
-                saliency.addcmul_(dw, weight.factor(squared))
+                dx = ops.squared_linear_backward(
+                    dy, x, theta, weight.mask, saliency, with_dx, add=not new
+                )
+            return dx if with_dx else None, None, None
+        squared = weight.squared(x.dtype)
+        if wanted:
+            dw = dy.flatten(0, -2).T @ x.flatten(0, -2) if dy.dim() > 1 else torch.outer(dy, x)
+            with whole.scores(x.device, rows) as scores:
+                scores.add(dw.mul_(weight.factor(squared)))
         return dy @ squared if with_dx else None, None, None
 
 
@@ -87,21 +90,20 @@ class SquaredConvolution(torch.autograd.Function):
         if dy is None:
             return None, None, None, None, None
         with_dx = ctx.needs_input_grad[0] and not weight.ends_side_branch()
-        weight = weight.loaded()
-        with weight.scores(x.device) as saliency:
-            if saliency is not None and geometry.squared_backward_pays(dy, x, weight):
-                settings = geometry.arguments[:3]
+        weight, wanted = weight.loaded(), weight.wants_scores()
+        if wanted and geometry.squared_backward_pays(dy, x, weight):
+            settings, theta = geometry.arguments[:3], _theta(weight, x)
+            with weight.scores(x.device) as (saliency, new):
                 dx = ops.squared_conv2d_backward(
-                    dy, x, _theta(weight, x), weight.mask, saliency, *settings, with_dx=with_dx
+                    dy, x, theta, weight.mask, saliency, *settings, with_dx=with_dx, add=not new
                 )
-                return dx if with_dx else None, None, None, None, None
-            squared = weight.squared(x.dtype)
-            dx, dw, _ = torch.ops.aten.convolution_backward(
-                dy, x, squared, None, *geometry.arguments, geometry.groups,
-                [with_dx, saliency is not None, False],
-            )  # fmt: skip
-            if saliency is not None:
-                saliency.addcmul_(dw, weight.factor(squared))
+            return dx if with_dx else None, None, None, None, None
+        squared = weight.squared(x.dtype)
+        dx, dw, _ = torch.ops.aten.convolution_backward(
+            dy, x, squared, None, *geometry.arguments, geometry.groups, [with_dx, wanted, False]
+        )
+        if wanted:
+            weight.keep_scores(dw.mul_(weight.factor(squared)))
         return dx, None, None, None, None
 
 
