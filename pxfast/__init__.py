@@ -10,6 +10,7 @@ from pxfast._version import __version__
 from pxfast.bound import ntk_trace_bound
 from pxfast.data import balanced_subset
 from pxfast.paths.registry import rule
+from pxfast.paths.rules.declared import as_gate
 from pxfast.pruning import prune
 from pxfast.scoring import score
 from pxfast.selection.bake import bake
@@ -20,6 +21,7 @@ __all__ = [
     "Masks",
     "Scores",
     "__version__",
+    "as_gate",
     "bake",
     "balanced_subset",
     "criteria",

@@ -21,8 +21,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from pxfast.paths.ended import Ended
 from pxfast.paths.opening import Entries, Opening
 from pxfast.paths.pathsum import PathSum
+from pxfast.paths.registry import full_name
 from pxfast.paths.shapes import Shapes, common_shape
 
 if TYPE_CHECKING:
@@ -142,6 +144,10 @@ class Network:
             opens = None if activation == "clamp" else activation  # clamp only keeps in range
             result.opening = replace(x.opening, activation=opens)
         return result
+
+    def ended(self, func: Callable[..., Any], product: bool = False) -> Ended:
+        """What ended a path here, to be noted on its result."""
+        return Ended(full_name(func), self.weights.model, self.weights.module(), product)
 
     def gated(
         self, x: PathTensor, squared_gate: Callable[[], Tensor], *, everywhere: bool = False

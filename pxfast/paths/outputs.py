@@ -48,9 +48,10 @@ def output_paths(
     if not ends:
         ended = [leaf.ended for leaf in leaves if leaf.ended is not None]
         why = f"{ended[0]} makes a gate tensor of it" if ended else "no path reaches it"
+        advice = f" {ended[0].advice}" if ended else ""
         raise DataError(
             f"the model's output does not depend on its input ({why}). Select the right output "
-            "with output=, a key, an index or a function of the model's result."
+            f"with output=, a key, an index or a function of the model's result.{advice}"
         )
     return ends
 

@@ -121,6 +121,12 @@ _INPLACE_POSITION = {
 }  # fmt: skip
 
 
+_RECURRENT = {
+    f"torch.{name}{cell}"
+    for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")
+    for cell in ("", "_cell")
+}
+
 STALE = (
     "a tensor was read after an in-place operation had changed it through another view of the same "
     "memory, so its path sum is out of date. Write the operation out of place (x = x + y instead "
@@ -144,6 +150,12 @@ def missing_rule(function: Any, where: str) -> str:
     """The message for an operation without a rule: what, where, and the lines that would add
     one."""
     name = full_name(function)
+    if name in _RECURRENT:
+        return (
+            f"{name} has no rule (called in {where}): paths that go round in a recurrent layer are "
+            "not known. Write its steps out with F.linear, torch.sigmoid and torch.tanh, whose "
+            "gates are."
+        )
     return (
         f"{name} has no rule that says how paths go through it (called in {where}).\n"
         "If it passes paths on entry by entry, these lines add one before scoring:\n"

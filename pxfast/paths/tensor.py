@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from pxfast.errors import NoRuleError, PxfastError
 from pxfast.paths import registry
+from pxfast.paths.ended import Ended
 from pxfast.paths.network import Network
 from pxfast.paths.opening import Opening
 from pxfast.paths.pathsum import PathSum
@@ -42,7 +43,7 @@ class PathTensor(Tensor):
     opening: Opening | None = (
         None  # the activation it came out of, if only reshaped or scaled since
     )
-    ended: str | None = None  # the function that made a gate tensor of a path, here or before
+    ended: Ended | None = None  # the function that made a gate tensor of a path, here or before
     logits: tuple[PathSum, torch.Size] | None = None  # what entered a softmax over classes
     halves: tuple[PathSum, PathSum] | None = None  # of a complex tensor: those of both its parts
     own: int = 0  # this tensor's bit

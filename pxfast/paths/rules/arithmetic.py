@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from pxfast.errors import NoRuleError
+from pxfast.paths.ended import AS_GATE
 from pxfast.paths.masks import fixed_part
 from pxfast.paths.network import Network
 from pxfast.paths.opening import Entries, Opening
 from pxfast.paths.pathsum import PathSum, total
-from pxfast.paths.registry import full_name, rule, spellings
+from pxfast.paths.registry import rule, spellings
 from pxfast.paths.rules.activation import out_of_place
 from pxfast.paths.rules.complex import complex_product
 from pxfast.paths.rules.heads import is_attention
@@ -182,14 +183,16 @@ def _has_passed_fewer_layers(x: Any, y: Any) -> bool | None:
 def is_gate(x: Any, y: Any) -> bool | None:
     """Whether x is the gate of x · y, rather than y; None where that cannot be told.
 
-    The one without a path (a softmax); the one computed from the other; else the bounded one; else
-    the only one that came out of an activation.
+    The one without a path (a softmax); the one that the model declares; the one computed from the
+    other; else the bounded one; else the only one that came out of an activation.
     """
     if (x.path is None) != (y.path is None):
         return x.path is None
+    kinds = [None if factor.opening is None else factor.opening.activation for factor in (x, y)]
+    if kinds.count("declared") == 1:
+        return kinds[0] == "declared"
     if bool(x.lineage & y.own) != bool(y.lineage & x.own):
         return bool(x.lineage & y.own)
-    kinds = [None if factor.opening is None else factor.opening.activation for factor in (x, y)]
     for bounded in BOUNDED:
         if (kinds[0] == bounded) != (kinds[1] == bounded):
             return kinds[0] == bounded
@@ -203,12 +206,7 @@ def undecided(network: Network) -> NoRuleError:
     return NoRuleError(
         f"cannot tell which factor of a product is the gate (in {network.weights.where()}): both "
         "carry paths, neither was computed from the other, both or none came out of an activation, "
-        "and as many layers lie behind the one as behind the other. Put the product into a "
-        "function of its own and register a rule for it:\n"
-        "    @pxfast.rule(my_product)\n"
-        "    def gate_times_value(network, func, gate, value):\n"
-        "        path = network.gated(value, lambda: gate.value.square())\n"
-        "        return network.tensor(network.value(func, gate, value), path)"
+        f"and as many layers lie behind the one as behind the other. {AS_GATE}"
     )
 
 
@@ -280,7 +278,7 @@ def gate_tensor(network: Network, func: Any, *args: Any, **kwargs: Any) -> Any:
     if not isinstance(value, Tensor):
         return type(value)([network.tensor(v, None) for v in value])
     result = network.tensor(value, None)
-    result.ended = full_name(func)
+    result.ended = network.ended(func)
     if func in EXPONENTIAL:
         result.opening = exponential_of(args[0])
     return result

@@ -38,10 +38,8 @@ def _unknown(network: Network, equation: Any) -> NoRuleError:
     return NoRuleError(
         f"torch.einsum({equation!r}, …) has no rule (in {network.weights.where()}): expected one "
         "or two operands in which no letter is repeated. Write it as matrix products, or put it "
-        "into a function of its own and register a rule for that:\n"
-        "    @pxfast.rule(my_function)\n"
-        "    def my_rule(network, func, x, *args):\n"
-        "        return network.tensor(network.value(func, x, *args), x.path)"
+        "into a function of its own and register a rule for that with pxfast.rule "
+        "(docs/extending.md)."
     )
 
 

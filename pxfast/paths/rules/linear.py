@@ -51,8 +51,7 @@ def applied(network: Network, x: Any, weight: Any) -> Weight:
         raise NoRuleError(
             f"{x.ended} makes a gate tensor, which carries no path, but its result reaches the "
             f"weight {used.source.name} (in {network.weights.where()}), whose paths would be lost. "
-            f"If it is an activation there, put it into a function of its own and register a rule "
-            "for that with pxfast.rule."
+            f"{x.ended.advice}"
         )
     return used
 

@@ -16,7 +16,7 @@ from pxfast.errors import NoRuleError
 from pxfast.paths.network import Network
 from pxfast.paths.opening import Dots, Entries, Opening
 from pxfast.paths.pathsum import PathSum
-from pxfast.paths.registry import full_name, rule, spellings
+from pxfast.paths.registry import rule, spellings
 from pxfast.paths.rules.arithmetic import (
     add,
     is_gate,
@@ -40,7 +40,7 @@ def matmul(network: Network, func: Any, input: Any, other: Any) -> Any:
     if path_of(input) is None and path_of(other) is None:
         return network.tensor(network.value(torch.matmul, input, other), None)
     if min(input.dim(), other.dim()) < 2 or max(input.dim(), other.dim()) < 3:
-        raise _unknown(network, func)
+        raise _unknown(network, func, input, other)
     value = network.value(torch.matmul, input, other)
     gates = [hasattr(x, "path") and x.path is None for x in (input, other)]
     if any(gates):
@@ -53,18 +53,18 @@ def matmul(network: Network, func: Any, input: Any, other: Any) -> Any:
         result = gated_matmul(network, value, input, other, answer)
     dots = Dots(entering(network, input), entering(network, other))
     result.opening = Opening(None, dots, attention=True)
-    result.ended = None if answer is not None else full_name(func)
+    result.ended = None if answer is not None else network.ended(func, product=True)
     return result
 
 
-def _unknown(network: Network, func: Any) -> NoRuleError:
+def _unknown(network: Network, func: Any, *operands: Any) -> NoRuleError:
+    shapes = " and ".join(str(list(operand.shape)) for operand in operands)
     return NoRuleError(
-        f"{func.__name__} has no rule for these operands (in {network.weights.where()}): "
-        "expected a tensor with a path times a two-dimensional weight, or a batch of products of "
-        "two tensors. Register a rule for the function around it:\n"
-        "    @pxfast.rule(my_function)\n"
-        "    def my_rule(network, func, x, *args):\n"
-        "        return network.tensor(network.value(func, x, *args), x.path)"
+        f"{func.__name__} has no rule for operands of shapes {shapes} (in "
+        f"{network.weights.where()}): expected a tensor with a path times a two-dimensional "
+        "weight, or a batch of products, [N, …, T, C] @ [N, …, C, S]. A product of two matrices "
+        "computed from the data mixes the samples of a batch. If it should, put it into a "
+        "function of its own and register a rule for that with pxfast.rule (docs/extending.md)."
     )
 
 
@@ -85,7 +85,8 @@ def gated_matmul(network: Network, value: Any, x: Any, y: Any, left: bool) -> An
             f"the gate of a matrix product (in {network.weights.where()}) came out of "
             f"{gate.ended}, which is no activation, so what it stands for in g is not known. If "
             "it is a softmax written by hand, use torch.softmax; else put the product into a "
-            "function of its own and register a rule for that with pxfast.rule."
+            "function of its own and register a rule for that with pxfast.rule "
+            "(docs/extending.md)."
         )
     if gate.opening is not None and gate.opening.activation == "exp":  # a softmax by hand
         like = torch.empty((), dtype=network.dtype, device=network.path_device)

@@ -135,8 +135,8 @@ def note_use(weight: Weight, path: PathSum) -> None:
         return
     weight.count_use(1)
 
-    def arrived(cotangent: Tensor) -> None:
-        if bool((cotangent > 0).all()):
+    def arrived(cotangent: Tensor | None) -> None:
+        if cotangent is not None and bool((cotangent > 0).all()):
             weight.count_use(-1)
 
     if path.mantissa.requires_grad:

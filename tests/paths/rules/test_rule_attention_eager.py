@@ -245,9 +245,12 @@ NOT_ATTENTION = {
     "no softmax": (lambda q, k, v: q @ k.mT @ v, "cannot tell which factor"),
     "a norm of logits": (
         lambda q, k, v: (q @ k.mT).square() @ v,
-        r"came out of torch.Tensor.square, which is no activation",
+        r"came out of torch.Tensor.square",
     ),
-    "logits as values": (lambda q, k, v: (q @ k.mT)[..., :2] + v, "matmul makes a gate tensor"),
+    "logits as values": (
+        lambda q, k, v: (q @ k.mT)[..., :2] + v,
+        r"matmul \(in .*\) makes a gate tensor",
+    ),
     "probabilities as values": (
         lambda q, k, v: (q @ k.mT).softmax(-1)[..., :2] + v,
         "probabilities are added",
