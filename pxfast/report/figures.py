@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from pxfast._optional import require
 from pxfast.report.layers import CUT_OFF, EMPTY_BRANCH, Report, Row
@@ -40,6 +40,18 @@ class Panel:
     form: Callable[[float], str]
     behind: Callable[[Row], float] | None = None
     overall: float | None = None
+
+
+class _Style(NamedTuple):
+    """Sizes of what is drawn for a layer."""
+
+    dot: int
+    behind: int
+    thin: float
+    thick: float
+
+
+_ROWS, _COLUMNS = _Style(30, 22, 1, 2), _Style(12, 7, 0.8, 1.2)
 
 
 def panels(report: Report) -> list[Panel]:
@@ -84,13 +96,13 @@ def plot(report: Report, path: str | os.PathLike[str], title: str | None = None)
         widths = [1.6, *[1.0] * (len(drawn) - 1)]
         axes = figure.subplots(1, len(drawn), squeeze=False, width_ratios=widths)[0]
         for panel, one in zip(drawn, axes, strict=True):
-            _draw_rows(one, panel, rows)
+            _draw(one, panel, rows, _ROWS)
         _name_rows(axes, rows)
     else:
         figure = figure_kind(figsize=(13, 2.2 + 2.6 * len(drawn)), layout="constrained")
         axes = figure.subplots(len(drawn), 1, squeeze=False, sharex=True)[:, 0]
         for panel, one in zip(drawn, axes, strict=True):
-            _draw_columns(one, panel, rows)
+            _draw(one, panel, rows, _COLUMNS)
         step = -(-len(rows) // _TICKS)
         names = short_names(rows)[::step]
         axes[-1].set_xticks(range(0, len(rows), step), names, rotation=90, fontsize=7)
@@ -145,23 +157,27 @@ def _shared(parts: Sequence[Sequence[str]]) -> int:
     return next((place for place, one in enumerate(same) if not one), most)
 
 
-def _draw_rows(axes: Axes, panel: Panel, rows: Sequence[Row]) -> None:
-    """One row per layer, the first on top."""
+def _draw(axes: Axes, panel: Panel, rows: Sequence[Row], style: _Style) -> None:
+    """One row per layer, the first on top, or one column per layer in order."""
     low = lowest(panel, rows)
     places = range(len(rows))
     shown, colours = [max(panel.value(row), low) for row in rows], [_colour(row) for row in rows]
+    across = style is _ROWS
+    lines, line = (axes.hlines, axes.axvline) if across else (axes.vlines, axes.axhline)
     if panel.behind is not None:
         before = [max(panel.behind(row), low) for row in rows]
-        axes.scatter(before, places, color=_MUTED, s=22, zorder=2)
-        axes.hlines(places, shown, before, color=_MUTED, linewidth=1, alpha=0.6)
+        x, y = (before, places) if across else (places, before)
+        axes.scatter(x, y, color=_MUTED, s=style.behind, zorder=2)
+        lines(places, shown, before, color=_MUTED, linewidth=style.thin, alpha=0.6)
     else:
         start = low if panel.overall is None else panel.overall
-        axes.hlines(places, start, shown, color=colours, linewidth=2, alpha=0.45)
-    _dots(axes, shown, places, panel, rows, 30)
+        lines(places, start, shown, color=colours, linewidth=style.thick, alpha=0.45)
+    _dots(axes, *((shown, places) if across else (places, shown)), panel, rows, style.dot)
     if panel.overall is not None:
-        axes.axvline(panel.overall, color=_MUTED, linewidth=1, zorder=0)
-    _value_axis(axes, "x", panel, low, rows)
-    axes.set_ylim(len(rows) - 0.3, -0.7)
+        line(panel.overall, color=_MUTED, linewidth=1, zorder=0)
+    _value_axis(axes, "x" if across else "y", panel, low, rows)
+    if across:
+        axes.set_ylim(len(rows) - 0.3, -0.7)
 
 
 def _name_rows(axes: Sequence[Axes], rows: Sequence[Row]) -> None:
@@ -185,24 +201,6 @@ def _note(row: Row) -> str:
     if not row.kept and row.weights:
         return row.mark or "empty"
     return f"{row.kept:,} of {row.weights:,}" + (f", {row.mark}" if row.mark else "")
-
-
-def _draw_columns(axes: Axes, panel: Panel, rows: Sequence[Row]) -> None:
-    """One column per layer in order."""
-    low = lowest(panel, rows)
-    places = range(len(rows))
-    shown, colours = [max(panel.value(row), low) for row in rows], [_colour(row) for row in rows]
-    if panel.behind is not None:
-        before = [max(panel.behind(row), low) for row in rows]
-        axes.scatter(places, before, color=_MUTED, s=7, zorder=2)
-        axes.vlines(places, shown, before, color=_MUTED, linewidth=0.8, alpha=0.6)
-    else:
-        start = low if panel.overall is None else panel.overall
-        axes.vlines(places, start, shown, color=colours, linewidth=1.2, alpha=0.45)
-    _dots(axes, places, shown, panel, rows, 12)
-    if panel.overall is not None:
-        axes.axhline(panel.overall, color=_MUTED, linewidth=1, zorder=0)
-    _value_axis(axes, "y", panel, low, rows)
 
 
 def _dots(

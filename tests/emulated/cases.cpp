@@ -120,13 +120,5 @@ void run_all() {
 }  // namespace
 
 int main(int argc, char** argv) {
-  try {
-    emulated::schedule.order = emulated::order_named(argc > 1 ? argv[1] : "");
-    run_all<CASES_WEIGHTS>();
-  } catch (const std::exception& error) {
-    std::printf("ERROR %s\n", error.what());
-    failed = true;
-  }
-  if (!failed) std::printf("PASSED\n");
-  return failed;
+  return run_program(argc, argv, [] { run_all<CASES_WEIGHTS>(); });
 }

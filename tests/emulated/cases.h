@@ -1,10 +1,12 @@
-// What the programs of cases share: random numbers, arrays with surroundings that AddressSanitizer watches.
+// What the programs of cases share: random numbers, arrays with surroundings that AddressSanitizer watches,
+// and how a program runs and what it says.
 #pragma once
 
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <string>
 #include <type_traits>
 
@@ -59,6 +61,20 @@ template <class T>
 void fill(Array<T>& a, int64_t count) {
   for (int64_t i = 0; i < count; ++i)
     a[i] = stored<T>(0.1f + 0.9f * 0x1p-24f * static_cast<float>(random_bits()));
+}
+
+// Runs the cases with blocks and threads in the order that the command names: forward, reverse or random.
+template <class Cases>
+int run_program(int argc, char** argv, Cases cases) {
+  try {
+    emulated::schedule.order = emulated::order_named(argc > 1 ? argv[1] : "");
+    cases();
+  } catch (const std::exception& error) {
+    std::printf("ERROR %s\n", error.what());
+    failed = true;
+  }
+  if (!failed) std::printf("PASSED\n");
+  return failed;
 }
 
 }  // namespace

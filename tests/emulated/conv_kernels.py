@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from emulated.build import Program
-from emulated.kernels import DTYPES, Array, Order, path_dtype
+from emulated.kernels import DTYPES, Array, Order, out_sizes, path_dtype
 
 LIBRARY = Program("conv_abi.cpp", flags=("-O1", "-shared", "-fPIC"))
 
@@ -46,8 +46,7 @@ class Convolution:
         small: bool = False,
     ) -> None:
         outputs, kernel = weight.shape[0], weight.shape[2:]
-        axes = zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)
-        out = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes]
+        out = out_sizes(x, kernel, stride, padding, dilation)
         numbers = [*x.shape, outputs, *out, *kernel, *stride, *padding, *dilation, groups]
         self.geometry = np.array(numbers, np.int32)
         self.x, self.weight, self.mask = x, weight, mask

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,7 @@ from emulated.build import Program
 
 Array = npt.NDArray[Any]
 Order = Literal["forward", "reverse", "random"]
+ORDERS: tuple[Order, ...] = get_args(Order)
 
 LIBRARY = Program("abi.cpp", flags=("-O0", "-shared", "-fPIC"))
 DTYPES = {"float32": 0, "float64": 1, "uint16": 2, "float16": 3}  # enum Dtype of csrc/dtype.h
@@ -45,6 +47,12 @@ def library() -> ctypes.CDLL:
 def path_dtype(weight: Array) -> np.dtype[Any]:
     """The type of path sums for this weight."""
     return np.dtype(np.float64 if weight.dtype == np.float64 else np.float32)
+
+
+def out_sizes(x: Array, kernel: Sequence[int], *settings: Any) -> list[int]:
+    """Height and width of a convolution's output, from stride, padding and dilation."""
+    axes = zip(x.shape[2:], kernel, *settings, strict=True)
+    return [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes]
 
 
 def squared_linear(

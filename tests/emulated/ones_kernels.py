@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from emulated.build import Program
-from emulated.kernels import DTYPES, Array, Order
+from emulated.kernels import DTYPES, Array, Order, out_sizes
 
 LIBRARY = Program("ones_abi.cpp", flags=("-O1", "-shared", "-fPIC"))
 
@@ -73,8 +73,7 @@ def masked_ones_conv2d(
     small: bool = False,
 ) -> Array:
     """y [N, O, H', W'] = conv2d(x, M)."""
-    axes = zip(x.shape[2:], kernel, stride, padding, dilation, strict=True)
-    out = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes]
+    out = out_sizes(x, kernel, stride, padding, dilation)
     numbers = [*x.shape, len(bits), *out, *kernel, *stride, *padding, *dilation, groups]
     y = np.full((x.shape[0], len(bits), *out), np.nan, x.dtype)
     arrays = [x, bits, y, np.array(numbers, np.int32)]
