@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 from torch import nn
 
 import pxfast.data
 from pxfast import criteria
-from pxfast.cli.commands import _batches, _check_plot, _model
+from pxfast.cli.inputs import batches_of, check_plot, model_of
+from pxfast.cli.options import (
+    add_amount,
+    add_batchnorm,
+    add_data,
+    add_model,
+    add_plot,
+    add_scope,
+)
 from pxfast.compare import DEFAULT_CRITERIA, Comparison, InterruptedComparison, plot
 from pxfast.compare import compare as find_comparison
 from pxfast.errors import PxfastError
@@ -40,15 +47,11 @@ examples:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declares the options that only this command has."""
+    """Declares the command's options."""
+    add_model(parser)
+    add_data(parser)
     group = parser.add_argument_group("pruning")
-    amount = group.add_mutually_exclusive_group(required=True)
-    amount.add_argument(
-        "--density", type=float, metavar="D", help="fraction of the weights to keep, in (0, 1]"
-    )
-    amount.add_argument(
-        "--sparsity", type=float, metavar="S", help="fraction to remove, in [0, 1): 1 - density"
-    )
+    add_amount(group, required=True)
     group.add_argument(
         "--criteria",
         nargs="+",
@@ -63,18 +66,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="rounds of pruning by each criterion (default: as in its paper, 100 for the px and "
         "synflow families and ntk-sap, 1 for the others)",
     )
-    group.add_argument(
-        "--scope",
-        choices=("global", "layer"),
-        default="global",
-        help="all weights compete, or every layer keeps the same fraction",
-    )
-    group.add_argument(
-        "--batchnorm",
-        choices=("running", "data"),
-        default="running",
-        help="statistics that BatchNorm uses, for px and px-joint",
-    )
+    add_scope(group)
+    add_batchnorm(group, "statistics that BatchNorm uses, for px and px-joint")
     group.add_argument("--include", nargs="+", action="extend", metavar="GLOB", help="see prune")
     group.add_argument("--exclude", nargs="+", action="extend", metavar="GLOB", help="see prune")
     training = parser.add_argument_group("training")
@@ -90,17 +83,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     results.add_argument(
         "--json", action="store_true", help="print JSON, with all layers, instead of the table"
     )
-    results.add_argument(
-        "--plot", type=Path, metavar="FILE", help="picture of the densities: .png, .svg or .pdf"
-    )
+    add_plot(results, "the densities")
     parser.set_defaults(run=compare)
 
 
 def compare(arguments: argparse.Namespace) -> None:
     """Prints the comparison."""
-    _check_plot(arguments.plot)
+    check_plot(arguments.plot)
     train = _trainer(arguments)
-    model, batches = _model(arguments), _batches(arguments)
+    model, batches = model_of(arguments), batches_of(arguments)
     try:
         comparison = find_comparison(
             model,

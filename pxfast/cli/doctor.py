@@ -12,7 +12,17 @@ from pxfast import _native
 from pxfast._version import __version__
 from pxfast.ops._declare import declared
 
+USAGE = "[--debug]"
+SUMMARY = "what runs here"
+TEXT = "Prints versions, what was built, devices, instruction set, and what runs each operation."
+EXAMPLES = ""
+
 _PACKAGES = ("torch", "numpy", "safetensors", "tqdm", "scikit-learn", "matplotlib", "pillow")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's options."""
+    parser.set_defaults(run=doctor)
 
 
 def doctor(_: argparse.Namespace) -> None:

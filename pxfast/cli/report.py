@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from pxfast import report as reports
-from pxfast.cli.commands import _batches, _check_plot, _check_writable, _model, _provenance_line
+from pxfast.cli.inputs import batches_of, check_plot, check_writable, model_of, provenance_line
+from pxfast.cli.options import add_data, add_model, add_plot
 from pxfast.selection.masks import Masks
 from pxfast.selection.scores import Scores
 
@@ -28,7 +29,7 @@ examples:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Declares the options that only this command has."""
+    """Declares the command's options."""
     parser.add_argument("masks", type=Path, metavar="MASKS", help="a file that pxfast prune wrote")
     parser.add_argument(
         "--scores",
@@ -41,12 +42,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     form = results.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON instead of the table")
     form.add_argument("--csv", action="store_true", help="print CSV instead of the table")
-    results.add_argument(
-        "--plot", type=Path, metavar="FILE", help="picture of all layers: .png, .svg or .pdf"
-    )
+    add_plot(results, "all layers")
     results.add_argument(
         "--html", type=Path, metavar="FILE", help="one self-contained web page with all of it"
     )
+    add_model(parser, required=False)
+    add_data(parser, required=False)
     parser.set_defaults(run=report, refuse=parser.error)
 
 
@@ -54,14 +55,14 @@ def report(arguments: argparse.Namespace) -> None:
     """Prints the report and writes its files."""
     if (arguments.model is None) != (arguments.data is None):
         arguments.refuse("--model and --data go together: give both or neither")
-    _check_plot(arguments.plot)
+    check_plot(arguments.plot)
     if arguments.html is not None:
-        _check_writable("--html", arguments.html)
+        check_writable("--html", arguments.html)
     masks = Masks.load(arguments.masks)
     scores = None if arguments.scores is None else Scores.load(arguments.scores)
     model = data = None
     if arguments.model is not None:
-        model, data = _model(arguments), _batches(arguments)
+        model, data = model_of(arguments), batches_of(arguments)
     found = reports.build(masks, model, data, scores)
     if arguments.json:
         print(reports.to_json(found))
@@ -69,7 +70,7 @@ def report(arguments: argparse.Namespace) -> None:
         print(reports.to_csv(found), end="")
     else:
         print(reports.table(found))
-        print(_provenance_line(found.provenance))
+        print(provenance_line(found.provenance))
         for name, meaning in reports.legend(found).items():
             print(f"{name}: {meaning}")
     quiet = arguments.json or arguments.csv

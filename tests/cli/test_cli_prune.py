@@ -14,7 +14,7 @@ import torch
 from command_line import LAYERS, batches, build, fails, prune, run
 
 import pxfast
-from pxfast.cli import commands
+from pxfast.cli import prune as command
 
 
 def test_prune_writes_the_masks_that_the_function_finds(model, capsys):
@@ -37,7 +37,7 @@ def test_every_option_of_prune_reaches_the_function(model, monkeypatch):
         calls.append((built, data, options))
         return pxfast.Masks({"0.weight": torch.ones(2, 2)})
 
-    monkeypatch.setattr(commands, "find_masks", find_masks)
+    monkeypatch.setattr(command, "find_masks", find_masks)
     pxfast.Masks({"0.weight": torch.ones(9, 1, 3, 3)}).save("before.safetensors")
     status = run(
         *("prune", model, "--model-arg", "width=9", "--data", "digits", "--size", 10),
@@ -68,7 +68,7 @@ def test_the_defaults_are_the_paper_s(model, monkeypatch):
         calls.append((data, options))
         return pxfast.Masks({"0.weight": torch.ones(2, 2)})
 
-    monkeypatch.setattr(commands, "find_masks", find_masks)
+    monkeypatch.setattr(command, "find_masks", find_masks)
     assert run("prune", model, "--data", "digits", "--density", 0.02) == 0
     ((data, options),) = calls
     assert torch.cat([labels for _, labels in data]).bincount().tolist() == [10] * 10
@@ -139,7 +139,7 @@ def test_warnings_are_one_line_each(model, capsys, monkeypatch):
         warnings.warn("layer 3 is empty", stacklevel=1)
         return pxfast.Masks({"0.weight": torch.ones(2, 2)})
 
-    monkeypatch.setattr(commands, "find_masks", find_masks)
+    monkeypatch.setattr(command, "find_masks", find_masks)
     assert prune(model, "--density", 0.5) == 0
     assert capsys.readouterr().err == "warning: layer 3 is empty\n"
 

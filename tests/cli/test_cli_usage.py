@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from command_line import prune
 
-from pxfast.cli import commands, main
+from pxfast.cli import main, parser
+from pxfast.cli import prune as command
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -26,7 +27,7 @@ def test_a_bug_is_not_hidden(model, monkeypatch):
     def broken(*_, **__):
         raise AssertionError("a bug")
 
-    monkeypatch.setattr(commands, "find_masks", broken)
+    monkeypatch.setattr(command, "find_masks", broken)
     with pytest.raises(AssertionError, match="a bug"):
         prune(model, "--density", 0.1)
 
@@ -69,10 +70,8 @@ def test_help_teaches(command, capsys):
 
 
 def test_the_examples_of_the_help_parse(capsys):
-    from pxfast.cli import compare, parser, report
-
-    texts = [parser._TOP_EXAMPLES, parser._SCORE_EXAMPLES, parser._PRUNE_EXAMPLES]
-    text = "\n".join([*texts, report.EXAMPLES, compare.EXAMPLES]).replace("\\\n", "")
+    texts = [parser._TOP_EXAMPLES, *(command.EXAMPLES for command in parser.COMMANDS.values())]
+    text = "\n".join(texts).replace("\\\n", "")
     lines = [line.split(">")[0].split() for line in text.splitlines() if " pxfast " in line]
     assert len(lines) == 17
     for line in lines:

@@ -1,4 +1,4 @@
-"""What the commands do; each gets the parsed arguments."""
+"""What the commands make of their arguments: the model, the data, checked paths."""
 
 from __future__ import annotations
 
@@ -13,60 +13,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import pxfast.data
-from pxfast import report as reports
 from pxfast._optional import require
 from pxfast.errors import PxfastError
 from pxfast.loading import load_model, load_weights_, parse_arguments
-from pxfast.pruning import prune as find_masks
-from pxfast.scoring import score as find_scores
 from pxfast.selection.masks import Masks
-from pxfast.selection.scores import Scores
 
 _PICTURES = (".png", ".svg", ".pdf")
 
 
-def score(arguments: argparse.Namespace) -> None:
-    """``pxfast score``: writes the scores, prints the total of each layer."""
-    _check_writable("--output", arguments.output)
-    model, batches = _model(arguments), _batches(arguments)
-    scores = find_scores(model, batches, **_options(arguments))
-    print(_totals_table(scores))
-    print(_provenance_line(scores.provenance))
-    scores.save(arguments.output)
-    print(f"scores: {arguments.output}")
-
-
-def prune(arguments: argparse.Namespace) -> None:
-    """``pxfast prune``: writes the masks, prints the density of each layer."""
-    amounts = (arguments.density, arguments.sparsity, getattr(arguments.pattern, "density", None))
-    if amounts == (None, None, None):
-        arguments.refuse("one of --density, --sparsity and --pattern N:M is needed")
-    _check_writable("--output", arguments.output)
-    _check_plot(arguments.plot)
-    model, batches = _model(arguments), _batches(arguments)
-    masks = find_masks(
-        model,
-        batches,
-        density=arguments.density,
-        sparsity=arguments.sparsity,
-        rounds=arguments.rounds,
-        schedule=arguments.schedule,
-        scope=arguments.scope,
-        pattern=arguments.pattern,
-        min_density=arguments.min_density,
-        checkpoint=arguments.checkpoint,
-        **_options(arguments),
-    )
-    print(masks.summary())
-    print(_provenance_line(masks.provenance))
-    masks.save(arguments.output)
-    print(f"masks: {arguments.output}")
-    if arguments.plot is not None:
-        reports.plot(reports.build(masks), arguments.plot)
-        print(f"picture: {arguments.plot}")
-
-
-def _model(arguments: argparse.Namespace) -> nn.Module:
+def model_of(arguments: argparse.Namespace) -> nn.Module:
     """The model that the arguments name, on its device."""
     torch.manual_seed(arguments.seed)
     model = load_model(arguments.model, parse_arguments(arguments.model_arg))
@@ -79,7 +34,7 @@ def _model(arguments: argparse.Namespace) -> nn.Module:
         raise PxfastError(f"--device {arguments.device}: {reason}") from error
 
 
-def _batches(arguments: argparse.Namespace) -> list[Any]:
+def batches_of(arguments: argparse.Namespace) -> list[Any]:
     """The balanced subset of the training data, read once and kept for all rounds."""
     if arguments.batch_size < 1:
         raise PxfastError(f"--batch-size must be at least 1, got {arguments.batch_size}")
@@ -88,7 +43,7 @@ def _batches(arguments: argparse.Namespace) -> list[Any]:
     return list(DataLoader(subset, batch_size=arguments.batch_size))
 
 
-def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+def scoring_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options that scoring and pruning share."""
     masks: Mapping[str, Tensor] | None = None
     if arguments.masks is not None:
@@ -102,7 +57,7 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _check_writable(option: str, path: Path) -> None:
+def check_writable(option: str, path: Path) -> None:
     """Refuses, before any work, a path that could not be written after it."""
     folder = path.parent
     if path.is_dir():
@@ -113,28 +68,17 @@ def _check_writable(option: str, path: Path) -> None:
         raise PxfastError(f"{option}: the folder {folder} cannot be written")
 
 
-def _check_plot(path: Path | None) -> None:
+def check_plot(path: Path | None) -> None:
+    """Refuses, before any work, a picture that could not be drawn after it."""
     if path is None:
         return
     if path.suffix.lower() not in _PICTURES:
         raise PxfastError(f"--plot: expected a file ending in {', '.join(_PICTURES)}, got {path}")
-    _check_writable("--plot", path)
+    check_writable("--plot", path)
     require("matplotlib", "--plot", "pxfast[demo]")
 
 
-def _totals_table(scores: Scores) -> str:
-    """The share of the squared-path sum that crosses each layer, as plain text."""
-    totals = scores.totals()
-    names = max([len(name) for name in totals] + [len("weight")])
-    lines = [f"{'weight':{names}}  {'weights':>12}  {'total':>10}"]
-    lines += [
-        f"{name:{names}}  {scores[name].numel():12,}  {total:>10.6g}"
-        for name, total in totals.items()
-    ]
-    return "\n".join(lines)
-
-
-def _provenance_line(provenance: Mapping[str, Any]) -> str:
+def provenance_line(provenance: Mapping[str, Any]) -> str:
     """How scores or masks were made, in one line; empty if that is not known."""
     told = (
         ("criterion", "{}"),
