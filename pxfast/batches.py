@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from pxfast.errors import DataError
 
+_AS_TENSOR = "; make a tensor of it with torch.as_tensor"
 LABELS = ("labels", "label", "target", "targets", "y")
 
 
@@ -86,7 +87,8 @@ def batches(data: Any) -> Iterator[Batch]:
         if not tensors:
             raise DataError(
                 f"data: batch {count} holds no floating-point tensor; expected images (or other "
-                f"real-valued inputs) first, got {type(item).__name__}"
+                f"real-valued inputs) first, got {_contents(item)}. Convert them to what the model "
+                "takes, such as images.float() / 255"
             )
         if tensors[0].dim() == 0 or tensors[0].shape[0] == 0:
             raise DataError(
@@ -95,6 +97,15 @@ def batches(data: Any) -> Iterator[Batch]:
         yield batch
     if count == 0:
         raise DataError("data: there are no batches in it; expected at least one")
+
+
+def _contents(item: Any) -> str:
+    """The tensors of a batch and their dtypes, for error messages."""
+    if isinstance(item, Mapping):
+        return f"a dictionary of {', '.join(f'{key}: {_contents(x)}' for key, x in item.items())}"
+    if isinstance(item, Tensor):
+        return f"a tensor of {str(item.dtype).removeprefix('torch.')}"
+    return type(item).__name__
 
 
 def _sequence(data: Any) -> Any:
@@ -121,7 +132,7 @@ def _as_batch(item: Any) -> Batch:
         return Batch(tuple(first) if isinstance(first, (tuple, list)) else (first,), {})
     raise DataError(
         f"data: a batch must be a tensor, an (inputs, labels) pair or a dictionary, got "
-        f"{type(item).__name__}"
+        f"{type(item).__name__}{_AS_TENSOR if hasattr(item, '__array__') else ''}"
     )
 
 
@@ -152,11 +163,22 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def cannot_run(model: nn.Module, batch: Batch, number: int, error: Exception) -> DataError:
-    """The error for a batch that the model's forward refuses."""
-    shapes = [list(tensor.shape) for tensor in inputs(batch)]
+    """The error for a batch that the model's forward refuses, or that a pass over it does."""
+    shapes = [str(list(x.shape)) for x in tree_leaves(batch.args) if _floating(x)]
+    shapes += [f"{key}: {list(x.shape)}" for key, x in batch.kwargs.items() if _floating(x)]
+    try:
+        with torch.no_grad():
+            model(*batch.args, **batch.kwargs)
+    except Exception:
+        advice = (
+            "The model raises this without pxfast, too: give it the inputs that its forward takes, "
+            "the first dimension counting the samples"
+        )
+    else:
+        advice = "The model alone runs on them, so pxfast cannot follow what its forward does here"
     return DataError(
-        f"{type(model).__name__} could not be scored on batch {number} (inputs of shape {shapes}): "
-        f"{type(error).__name__}: {error}"
+        f"{type(model).__name__} could not be scored on batch {number} (inputs of shape "
+        f"{', '.join(shapes)}): {type(error).__name__}: {str(error).rstrip('.')}. {advice}."
     )
 
 

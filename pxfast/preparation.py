@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pxfast.batches import is_finite
 from pxfast.errors import MaskError, PxfastError
 from pxfast.offload import Offloaded, main_device
-from pxfast.paths.names import named_weights
+from pxfast.paths.names import closest, named_weights
 from pxfast.paths.outputs import Select
 from pxfast.paths.passes import Passes
 from pxfast.paths.weights import Weights
@@ -151,8 +151,10 @@ def _matching(model: nn.Module, names: set[str], choice: Choice, option: str) ->
             }
         if not matches:
             what = type(pattern).__name__ if isinstance(pattern, nn.Module) else repr(pattern)
-            examples = ", ".join(sorted(names)[:3])
-            raise PxfastError(f"{option}: {what} matches no weight of the model, as in {examples}")
+            raise PxfastError(
+                f"{option}: {what} matches no weight of the model; its weights are named like "
+                f"{closest(what, names)}"
+            )
         found |= matches
     return found
 
@@ -164,15 +166,24 @@ def _check_options(batchnorm: str, dtype: torch.dtype | None, max_memory: int | 
         raise PxfastError(
             f"dtype: expected torch.bfloat16 or torch.float16 (autocast) or None, got {dtype}"
         )
-    if max_memory is not None and max_memory <= 0:
-        raise PxfastError(f"max_memory: expected a positive number of bytes, got {max_memory}")
+    number = isinstance(max_memory, (int, float)) and max_memory > 0
+    if max_memory is not None and not number:
+        raise PxfastError(
+            f"max_memory: expected a positive number of bytes, such as 8 * 2**30, got "
+            f"{max_memory!r}"
+        )
 
 
 def _check_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    if not isinstance(masks, Mapping):
+        raise MaskError(
+            "masks: expected a mapping of weight names to tensors of 0 and 1, as pxfast.Masks is "
+            f"one, got {type(masks).__name__}"
+        )
     names = {name for name, _ in named_weights(model)}
     unknown = [name for name in masks if name not in names]
     if unknown:
         raise MaskError(
             f"masks: {', '.join(map(repr, unknown[:3]))} is not a weight of the model; its weights "
-            f"are named like {', '.join(sorted(names)[:3])}"
+            f"are named like {closest(str(unknown[0]), names)}"
         )

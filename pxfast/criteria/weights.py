@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from pxfast.errors import MaskError, PxfastError
-from pxfast.paths.names import named_weights
+from pxfast.paths.names import closest, named_weights
 from pxfast.preparation import Choice, chosen, layer_weights
 from pxfast.selection.masks import as_masks
 from pxfast.selection.weights import check_fit, find_weight, own_masks, stored_parameter
@@ -74,7 +74,7 @@ def combined_masks(model: nn.Module, masks: Mapping[str, Tensor] | None) -> dict
     if unknown := [name for name in given if name not in parameters]:
         raise MaskError(
             f"masks: {', '.join(map(repr, unknown[:3]))} is not a weight of the model; its weights "
-            f"are named like {', '.join(sorted(parameters)[:3])}"
+            f"are named like {closest(str(unknown[0]), parameters)}"
         )
     check_fit(model, given)
     found = own_masks(model)

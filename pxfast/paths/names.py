@@ -3,8 +3,9 @@ the tensor."""
 
 from __future__ import annotations
 
+import difflib
 import sys
-from collections.abc import Container, Iterator
+from collections.abc import Collection, Container, Iterator
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -34,6 +35,12 @@ def canonical_name(prefix: str, module: nn.Module, attribute: str) -> str:
     elif attribute.endswith(("_v", "_g")) and f"{attribute[:-2]}_v" in module._parameters:
         attribute = attribute[:-2] if f"{attribute[:-2]}_g" in module._parameters else attribute
     return f"{prefix}.{attribute}" if prefix else attribute
+
+
+def closest(name: str, names: Collection[str]) -> str:
+    """The three names that are most like one, for error messages."""
+    weights = [other for other in names if other.endswith("weight")]
+    return ", ".join(difflib.get_close_matches(name, weights or names, 3, 0.0))
 
 
 def running_module(model: nn.Module) -> str:

@@ -156,6 +156,11 @@ def missing_rule(function: Any, where: str) -> str:
             "not known. Write its steps out with F.linear, torch.sigmoid and torch.tanh, whose "
             "gates are."
         )
+    if name.endswith("_loss"):
+        return (
+            f"{name} (called in {where}) is a loss, which has no rule: scores are of the model's "
+            "outputs. Leave out of the batch what makes its forward compute a loss, such as labels."
+        )
     return (
         f"{name} has no rule that says how paths go through it (called in {where}).\n"
         "If it passes paths on entry by entry, these lines add one before scoring:\n"

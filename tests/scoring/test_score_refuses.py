@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import nets
 import pytest
@@ -41,7 +42,7 @@ def test_bad_data():
         pxfast.score(model, torch.zeros(2, 4, dtype=torch.long))
     with pytest.raises(DataError, match="expected a tensor"):
         pxfast.score(model, 3)
-    with pytest.raises(DataError, match=r"batch 1 \(inputs of shape \[\[2, 7\]\]\)"):
+    with pytest.raises(DataError, match=r"batch 1 \(inputs of shape \[1, 7\]\)"):
         pxfast.score(model, torch.randn(2, 7), masks=nets.random_masks(model, 0.5))
     bad = torch.randn(2, 4)
     bad[1, 2] = math.nan
@@ -88,6 +89,10 @@ def test_bad_masks():
         pxfast.score(model, x, masks={"layer": torch.ones(2)})
     with pytest.raises(MaskError, match=r"0\.weight must have the weight's shape \[5, 4\], got"):
         pxfast.score(model, x, masks={"0.weight": torch.ones(4, 5)})
+    with pytest.raises(MaskError, match=r"expected a mapping of weight names.*got Tensor"):
+        pxfast.score(model, x, masks=torch.ones(5, 4))
+    with pytest.raises(MaskError, match=r"its weights are named like 2\.weight"):
+        pxfast.score(model, x, masks={"2.wieght": torch.ones(4, 5)})
     with pytest.raises(MaskError, match="other than 0 and 1"):
         pxfast.score(model, x, masks={"0.weight": torch.full((5, 4), 0.5)})
     with pytest.raises(RangeError, match=r"no path reaches the output.*2\.weight"):
@@ -117,6 +122,46 @@ def test_bad_options():
         ({"batchnorm": "both"}, 'batchnorm: expected "running" or "data"'),
         ({"dtype": torch.float64}, "dtype: expected torch.bfloat16"),
         ({"max_memory": 0}, "max_memory: expected a positive number"),
+        ({"max_memory": "8GB"}, "max_memory: expected a positive number.*'8GB'"),
     ]:
         with pytest.raises(PxfastError, match=message):
             pxfast.score(model, x, **options)
+
+
+class Named(nn.Module):
+    """Takes its inputs by name; computes a loss if it is given targets to reach."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x=None, goal=None):
+        out = self.layer(x)
+        return out if goal is None else nn.functional.l1_loss(out, goal)
+
+
+def test_what_the_model_alone_refuses_is_told_from_what_pxfast_cannot_follow():
+    alone = r"Named could not be scored on batch 1 .*The model raises this without pxfast, too"
+    for data, shapes in (
+        (torch.randn(3, 5), r"shape \[1, 5\]"),
+        ({"images": torch.randn(3, 4)}, r"shape images: \[1, 4\]"),
+    ):
+        with pytest.raises(DataError, match=alone) as caught:
+            pxfast.score(Named(), data)
+        assert re.search(shapes, str(caught.value))
+
+    class Peeking(Named):
+        def forward(self, x):
+            if type(x) is not torch.Tensor:
+                raise TypeError("only plain tensors.")
+            return super().forward(x)
+
+    with pytest.raises(DataError, match=r"only plain tensors\. The model alone runs on them"):
+        pxfast.score(Peeking(), torch.randn(3, 4))
+
+
+def test_losses_and_recurrent_layers_are_named_as_such():
+    with pytest.raises(NoRuleError, match=r"is a loss.*Leave out of the batch"):
+        pxfast.score(Named(), {"x": torch.randn(3, 4), "goal": torch.randn(3, 2)})
+    with pytest.raises(NoRuleError, match=r"torch\.lstm has no rule .*Write its steps out"):
+        pxfast.score(nn.LSTM(4, 2), torch.randn(2, 3, 4))

@@ -36,12 +36,21 @@ def linear(network: Network, func: Any, input: Any, weight: Any, bias: Any = Non
     if sparse_linear_pays(network, input, used):
         return sparse_linear(network, input, used, bias)
     value = network.shaped(
-        lambda: (*input.value.shape[:-1], weight.shape[0]),
+        lambda: _shape_behind(input.value.shape, weight.shape),
         lambda x, bias: row_by_row(x, used, used.masked_rows, bias),
         input,
         bias,
     )
     return network.tensor(value, linear_path(network, input, used))
+
+
+def _shape_behind(shape: torch.Size, weight: torch.Size) -> tuple[int, ...]:
+    if shape[-1:] != weight[-1:]:
+        raise RuntimeError(
+            f"mat1 and mat2 shapes cannot be multiplied ({shape[:-1].numel()}x{shape[-1]} and "
+            f"{weight[1]}x{weight[0]})"
+        )
+    return (*shape[:-1], weight[0])
 
 
 def applied(network: Network, x: Any, weight: Any) -> Weight:
