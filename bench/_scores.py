@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import argparse
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
+
+from bench._result import Result
+
+DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16")}
 
 # Width and number of layers.
 VISION_TRANSFORMERS = {"vit-b": (768, 12), "vit-l": (1024, 24)}
@@ -35,6 +40,28 @@ def make_scores(
         score += 2 * torch.randn((), generator=draw)
         scores.append(score.exp_().to(dtype))
     return scores
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options that the jobs of single ops share."""
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--layers", type=int, help="how many of the model's weights (all)")
+    parser.add_argument("--repeats", type=int, default=9, help="how often each is timed")
+
+
+def by_dtype(arguments: argparse.Namespace) -> Iterator[list[Tensor]]:
+    """Make scores in the tensor sizes of ViT-B of every dtype that was asked for."""
+    for name in arguments.dtypes:
+        yield make_scores(shapes("vit-b")[: arguments.layers], DTYPES[name])
+
+
+def result(
+    arguments: argparse.Namespace, rows: list[dict[str, object]], notes: list[str]
+) -> Result:
+    """Make a result of rows about these scores."""
+    count = sum(a * b for a, b in shapes("vit-b")[: arguments.layers])
+    settings = {"scores": count, "repeats": arguments.repeats}
+    return Result(subject="vit-b", settings=settings, rows=rows, notes=notes)
 
 
 def reading(tensors: Sequence[Tensor]) -> Callable[[], Tensor]:

@@ -9,39 +9,29 @@ import argparse
 from collections.abc import Sequence
 from importlib import import_module
 
-import torch
 from torch import Tensor
 
+from bench import _scores
 from bench._harness import paired, ratio, spread
 from bench._result import Result
-from bench._scores import make_scores, reading, shapes
 from pxfast import ops
-
-DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16")}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the job's options."""
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
+    _scores.add_arguments(parser)
     parser.add_argument("--densities", type=float, nargs="+", default=[0.5, 0.02, 0.0005])
-    parser.add_argument("--layers", type=int, help="how many of the model's weights (all)")
-    parser.add_argument("--repeats", type=int, default=9, help="how often each is timed")
 
 
 def measure(arguments: argparse.Namespace) -> Result:
     """Time the search for every dtype and density."""
-    sizes = shapes("vit-b")[: arguments.layers]
-    rows = []
-    for name in arguments.dtypes:
-        scores = make_scores(sizes, DTYPES[name])
-        for density in arguments.densities:
-            rows.append(_measure(scores, density, arguments.repeats))
-    return Result(
-        subject="vit-b",
-        settings={"scores": sum(a * b for a, b in sizes), "repeats": arguments.repeats},
-        rows=rows,
-        notes=["% of read bandwidth is the time of that many reads in the time taken."],
-    )
+    rows = [
+        _measure(scores, density, arguments.repeats)
+        for scores in _scores.by_dtype(arguments)
+        for density in arguments.densities
+    ]
+    notes = ["% of read bandwidth is the time of that many reads in the time taken."]
+    return _scores.result(arguments, rows, notes)
 
 
 def count_reads(scores: Sequence[Tensor], keep: int) -> int:
@@ -60,7 +50,7 @@ def _measure(scores: list[Tensor], density: float, repeats: int) -> dict[str, ob
     keep = round(density * sum(score.numel() for score in scores))
     reads, bytes_ = count_reads(scores, keep), sum(score.nbytes for score in scores)
     seconds = paired(
-        {"search": lambda: ops.select_threshold(scores, keep), "read": reading(scores)},
+        {"search": lambda: ops.select_threshold(scores, keep), "read": _scores.reading(scores)},
         repeats=repeats,
         title=f"{scores[0].dtype}",
     )

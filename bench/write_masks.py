@@ -11,41 +11,32 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from bench import _scores
 from bench._harness import paired, ratio, spread
 from bench._result import Result
-from bench._scores import make_scores, reading, shapes
-from bench.select_threshold import DTYPES
 from pxfast import ops
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the job's options."""
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
-    parser.add_argument("--layers", type=int, help="how many of the model's weights (all)")
-    parser.add_argument("--repeats", type=int, default=9, help="how often each is timed")
+    _scores.add_arguments(parser)
 
 
 def measure(arguments: argparse.Namespace) -> Result:
     """Time the masks for every dtype."""
-    sizes = shapes("vit-b")[: arguments.layers]
     rows = []
-    for name in arguments.dtypes:
-        scores = make_scores(sizes, DTYPES[name])
+    for scores in _scores.by_dtype(arguments):
         half = [score < 1 for score in scores]
         rows += [
             _measure(scores, None, "", arguments.repeats),
             _measure(scores, half, "earlier masks", arguments.repeats),
             _measure([score * (score < 1) for score in scores], None, "ties", arguments.repeats),
         ]
-    return Result(
-        subject="vit-b",
-        settings={"scores": sum(a * b for a, b in sizes), "repeats": arguments.repeats},
-        rows=rows,
-        notes=[
-            "Half of the scores are kept. With ties, a part of those that are 0 is kept, which "
-            "takes a second read. × torch is the time of scores > a number in ours.",
-        ],
-    )
+    notes = [
+        "Half of the scores are kept. With ties, a part of those that are 0 is kept, which "
+        "takes a second read. × torch is the time of scores > a number in ours.",
+    ]
+    return _scores.result(arguments, rows, notes)
 
 
 def _measure(
@@ -60,7 +51,7 @@ def _measure(
         {
             "masks": lambda: ops.write_masks(scores, threshold, alive),
             "torch": lambda: [score > 0.5 for score in scores],
-            "read": reading(scores),
+            "read": _scores.reading(scores),
         },
         repeats=repeats,
         title=f"{scores[0].dtype} {what}",

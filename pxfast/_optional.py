@@ -5,11 +5,7 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
-from pxfast.errors import PxfastError
-
-
-class MissingPackageError(PxfastError, ImportError):
-    """A package that only this use of pxfast needs is not installed, or cannot be imported."""
+from pxfast.errors import MissingPackageError
 
 
 def require(module: str, purpose: str, install: str) -> ModuleType:

@@ -113,9 +113,8 @@ def _sequence(data: Any) -> Any:
         return [data]
     if isinstance(data, (str, bytes)) or not hasattr(data, "__iter__"):
         raise DataError(
-            f"data: expected a tensor, an (inputs, labels) tuple, a dictionary or an iterable "
-            f"of such batches, got "
-            f"{type(data).__name__}"
+            "data: expected a tensor, an (inputs, labels) tuple, a dictionary or an iterable of "
+            f"such batches, got {type(data).__name__}"
         )
     return data
 

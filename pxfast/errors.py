@@ -29,3 +29,11 @@ class FileFormatError(PxfastError):
 
 class DataError(PxfastError):
     """The data cannot be fed to the model, or holds NaN or infinity."""
+
+
+class ModelError(PxfastError):
+    """A model could not be built, or a checkpoint does not fit it."""
+
+
+class MissingPackageError(PxfastError, ImportError):
+    """A package that only this use of pxfast needs is not installed, or cannot be imported."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from pxfast._optional import require
-from pxfast.errors import FileFormatError, PxfastError
+from pxfast.errors import FileFormatError, ModelError, PxfastError
 
 MODEL_NAMES = "pkg.module:factory, path/to/file.py:factory, timm:NAME, torchvision:NAME or hf:DIR"
 
@@ -28,10 +28,6 @@ _LIBRARIES = ("timm", "torchvision", "hf")
 _NESTED_KEYS = ("state_dict", "model_state_dict", "model")
 _WRAPPER_PREFIX = re.compile(r"(module\.|_orig_mod\.)*")  # DataParallel and DDP, torch.compile
 _NAMES_SHOWN = 5
-
-
-class ModelError(PxfastError):
-    """A model could not be built, or a checkpoint does not fit it."""
 
 
 def load_model(spec: str, arguments: Mapping[str, Any] | None = None) -> nn.Module:

@@ -82,8 +82,8 @@ def prune(
         include: Which weights are prunable.
         exclude: Which weights are not.
         output: Which output of the model counts.
-        dtype: Dtype of the path sums.
-        max_memory: Bytes that scoring may use.
+        dtype: torch.bfloat16 or torch.float16 runs the forward under autocast.
+        max_memory: Bytes for scoring to stay under, on top of the model and a batch.
         progress: True shows a progress bar, False none, None one if standard error is a terminal.
 
     Returns:

@@ -73,9 +73,8 @@ def score(
         progress: show a progress bar over the batches. Default: only on a terminal.
 
     Returns:
-        Scores: S/R per weight, float32 (float64 for float64 models), non-negative, in the model's
-            parameter order;
-        exactly 0 where masked. ``scores.provenance`` says how they were made.
+        S/R per weight, float32 (float64 for float64 models), non-negative, exactly 0 where masked,
+        in the model's parameter order. ``scores.provenance`` says how they were made.
 
     Raises:
         NoRuleError: the model uses an operation without a rule; the message shows how to add one.

@@ -22,7 +22,14 @@ def sgd(
     weight_decay: float = 5e-4,
     nesterov: bool = False,
 ) -> torch.optim.Optimizer:
-    """Stochastic gradient descent with momentum 0.9."""
+    """Stochastic gradient descent with momentum 0.9.
+
+    Args:
+        parameters: What is trained.
+        lr: Learning rate.
+        weight_decay: Of all parameters.
+        nesterov: Whether the momentum is Nesterov's.
+    """
     return torch.optim.SGD(
         parameters, lr, momentum=0.9, weight_decay=weight_decay, nesterov=nesterov
     )
@@ -108,7 +115,17 @@ def _schedule(
 def accuracy(
     model: nn.Module, test_set: Dataset, *, batch_size: int = 128, output: Select = None
 ) -> float:
-    """Returns the share of samples in percent whose largest logit is that of their label."""
+    """Tests a classifier.
+
+    Args:
+        model: The classifier, on its device; left in evaluation mode.
+        test_set: Data set of ``(input, label)``.
+        batch_size: Samples at a time.
+        output: Which output holds the logits; see `pxfast.score`.
+
+    Returns:
+        The share of samples in percent whose largest logit is that of their label.
+    """
     device = next(model.parameters()).device
     model.eval()
     correct = samples = 0

@@ -9,9 +9,8 @@ from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from pxfast import balanced_subset
-from pxfast._optional import MissingPackageError
 from pxfast.data import RandomImages, digits, load
-from pxfast.errors import DataError
+from pxfast.errors import DataError, MissingPackageError
 
 
 class Items(Dataset):

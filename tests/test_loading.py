@@ -10,9 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from pxfast._optional import MissingPackageError
-from pxfast.errors import FileFormatError
-from pxfast.loading import ModelError, load_model, load_weights_, parse_arguments
+from pxfast.errors import FileFormatError, MissingPackageError, ModelError
+from pxfast.loading import load_model, load_weights_, parse_arguments
 
 SOURCE = """
 import torch

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-from pxfast._optional import MissingPackageError, require
-from pxfast.errors import PxfastError
+from pxfast._optional import require
+from pxfast.errors import MissingPackageError, PxfastError
 
 
 def test_an_installed_package_is_imported():

@@ -20,15 +20,10 @@ import torch
 from torch import Tensor
 
 # A mantissa is rescaled when its largest entry leaves [2**-SLACK, 2**SLACK]. Products of one layer
-# (fan-in times the # square of a weight) then stay far inside float32's 2**±126, and most layers
-# are not touched at all.
+# (fan-in times the square of a weight) then stay far inside float32's 2**±126, and most layers are
+# not touched at all.
 SLACK = 24
-
-_LIMIT = {
-    torch.float32: 126,
-    torch.float64: 1022,
-}  # 2**±limit is a normal number of the dtype
-
+_LIMIT = {torch.float32: 126, torch.float64: 1022}  # 2**±limit is a normal number of the dtype
 
 Exponent = int | Tensor
 
