@@ -1,6 +1,6 @@
 // squared_linear for few rows of x: the weight is the traffic, so it is read once, `group` rows of it at a
 // time, and what is done to a vector of it is done while it is in a register: y, or dx and saliency together.
-// Memory bounds it.
+// Memory bounds it. Rows are short runs of memory, so what comes after them is asked for ahead.
 //
 // Threads take blocks of weight rows. Each block sums its own dx, and the blocks are added in their order;
 // the blocks depend on O alone, so the result does not depend on the threads.
@@ -18,6 +18,14 @@ constexpr int64_t forward_block = 4 * group;            // weight rows of a task
 constexpr int64_t max_blocks = 64;                      // of weight rows in the backward: bounds the scratch
 constexpr int64_t chunk = 1024;                         // elements of dx that a task of the last step adds up
 
+// Asks for the line that is `ahead` bytes behind p, of this array or past its end, to be in the second-level
+// cache.
+template <class element>
+[[gnu::always_inline]] inline void fetch_ahead(const element* p) {
+  constexpr uintptr_t ahead = 12 << 10;  // measured: 4 to 24 KiB are as good
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(p) + ahead), 0, 2);
+}
+
 // y[t … t + N − 1, o … o + R − 1]
 template <int R, int N, class weight>
 inline void stream(const Forward<weight>& f, int64_t t, int64_t o) {
@@ -27,6 +35,7 @@ inline void stream(const Forward<weight>& f, int64_t t, int64_t o) {
     Vec<path> x[N];
     for (int j = 0; j < N; ++j) x[j] = load<Vec<path>>(f.x + (t + j) * f.K + k, n);
     for (int i = 0; i < R; ++i) {
+      fetch_ahead(f.w + (o + i) * f.K + k);
       const Vec<path> square = squares(f.w, f.mask, (o + i) * f.K + k, n);
       for (int j = 0; j < N; ++j) y[i][j] += square * x[j];
     }
@@ -53,8 +62,9 @@ inline void stream(const Backward<weight>& b, Path<weight>* dx, int64_t t, int64
       d[j] = load<Vec<path>>(dx + (t + j) * b.K + k, n);
     }
     for (int i = 0; i < R; ++i) {
-      const Vec<path> square = squares(b.w, b.mask, (o + i) * b.K + k, n);
       path* const saliency = b.saliency + (o + i) * b.K + k;
+      fetch_ahead(b.w + (o + i) * b.K + k), fetch_ahead(saliency);
+      const Vec<path> square = squares(b.w, b.mask, (o + i) * b.K + k, n);
       Vec<path> gradient{};
       for (int j = 0; j < N; ++j) {
         gradient += dy[i][j] * x[j];
