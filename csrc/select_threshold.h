@@ -67,12 +67,17 @@ extern const SelectThresholdKernels select_threshold;
 
 namespace px::cuda {
 
-// `tensors`, the arrays that it names and `counts` are device memory; `total` is the sum of the tensors'
-// counts. The work is queued on `stream` (a cudaStream_t; null is the default stream) of the current device,
-// and the call returns at once. Throws std::runtime_error with CUDA's message when a launch fails.
+// Bytes of scratch that a call with n tensors needs.
+std::size_t score_histogram_scratch_bytes(int64_t n);
+
+// `tensors` is the host's memory and read before the call returns; the arrays that it names, `counts` and
+// `scratch` are the device's. `total` is the sum of the tensors' counts. The work is queued on `stream` (a
+// cudaStream_t; null is the default stream) of the current device, a CUDA graph may record it, and the call
+// returns at once. Throws std::runtime_error with CUDA's message when a launch fails.
 void score_histogram(const Scores* tensors,  // [n]
                      int64_t n, int64_t total, Dtype dtype, int64_t low, int shift, int bits,
                      int64_t* counts,  // [counts_of(bits)], zeros
+                     void* scratch,    // score_histogram_scratch_bytes, aligned to 256 bytes
                      void* stream);
 
 }  // namespace px::cuda

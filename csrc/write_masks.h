@@ -54,11 +54,11 @@ extern const WriteMasksKernels write_masks;
 
 namespace px::cuda {
 
-// Bytes of scratch that a call needs, 0 where it needs none; a function of its arguments alone.
-std::size_t write_masks_scratch_bytes(int64_t total, int64_t ties, int64_t equal);
+// Bytes of scratch that a call needs; a function of its arguments alone.
+std::size_t write_masks_scratch_bytes(int64_t n, int64_t total, int64_t ties, int64_t equal);
 
-// `tensors`, `masks` and the arrays that they name are device memory; `total` is the sum of the tensors'
-// counts. Queued as score_histogram is.
+// `tensors` and `masks` are the host's memory and read before the call returns; the arrays that they name are
+// the device's. `total` is the sum of the tensors' counts. Queued as score_histogram is.
 void write_masks(const Scores* tensors,  // [n]
                  uint8_t* const* masks,  // [n]
                  void* scratch,  // write_masks_scratch_bytes, aligned to 256 bytes, contents arbitrary

@@ -60,16 +60,4 @@ struct ScoreArrays {
   int64_t count() const { return static_cast<int64_t>(table.size()); }
 };
 
-#ifdef PX_WITH_CUDA
-// A copy of a table on the device of `like`.
-template <class Entry>
-Tensor on_device(std::vector<Entry>& table, const Tensor& like) {
-  const auto bytes = static_cast<int64_t>(table.size() * sizeof(Entry));
-  const Tensor here =
-      torch::stable::from_blob(table.data(), {bytes}, {1},
-                               torch::stable::Device(torch::headeronly::DeviceType::CPU), ScalarType::Byte);
-  return torch::stable::to(here, like.device());
-}
-#endif
-
 }  // namespace px::binding

@@ -50,12 +50,12 @@ Tensor score_histogram_cuda(Tensors scores, Masks alive, int64_t low, int64_t sh
   const std::string op = "score_histogram";
   check_score_histogram(op, scores, alive, low, shift, bits);
   const CurrentStream stream(scores[0]);
-  ScoreArrays arrays(op, scores, alive);
+  const ScoreArrays arrays(op, scores, alive);
   Tensor counts = torch::stable::new_zeros(scores[0], Shape{px::counts_of(bits)}, ScalarType::Long);
-  const Tensor table = on_device(arrays.table, scores[0]);
-  px::cuda::score_histogram(static_cast<const px::Scores*>(table.const_data_ptr()), arrays.count(),
-                            arrays.total, arrays.dtype, low, static_cast<int>(shift), static_cast<int>(bits),
-                            static_cast<int64_t*>(counts.mutable_data_ptr()), stream.get());
+  const auto scratch = allocate_scratch(scores[0], px::cuda::score_histogram_scratch_bytes(arrays.count()));
+  px::cuda::score_histogram(arrays.table.data(), arrays.count(), arrays.total, arrays.dtype, low,
+                            static_cast<int>(shift), static_cast<int>(bits),
+                            static_cast<int64_t*>(counts.mutable_data_ptr()), data(scratch), stream.get());
   return counts;
 }
 #endif

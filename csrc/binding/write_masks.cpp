@@ -48,15 +48,13 @@ Tensors write_masks_cuda(Tensors scores, Masks alive, int64_t key, int64_t ties,
   const std::string op = "write_masks";
   check_write_masks(op, scores, alive, ties, equal);
   const CurrentStream stream(scores[0]);
-  ScoreArrays arrays(op, scores, alive);
+  const ScoreArrays arrays(op, scores, alive);
   MaskArrays masks(scores);
   const int64_t n = arrays.count();
-  const Tensor table = on_device(arrays.table, scores[0]), mask_table = on_device(masks.table, scores[0]);
   const auto scratch =
-      allocate_scratch(scores[0], px::cuda::write_masks_scratch_bytes(arrays.total, ties, equal));
-  px::cuda::write_masks(static_cast<const px::Scores*>(table.const_data_ptr()),
-                        static_cast<uint8_t* const*>(mask_table.const_data_ptr()), data(scratch), n,
-                        arrays.total, arrays.dtype, key, ties, equal, stream.get());
+      allocate_scratch(scores[0], px::cuda::write_masks_scratch_bytes(n, arrays.total, ties, equal));
+  px::cuda::write_masks(arrays.table.data(), masks.table.data(), data(scratch), n, arrays.total, arrays.dtype,
+                        key, ties, equal, stream.get());
   return masks.masks;
 }
 #endif

@@ -75,9 +75,8 @@ void launch_with_bytes(void (*kernel)(Parameters...), int64_t blocks, int thread
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)));
   check_launch(cudaLaunchKernelEx(&configuration, kernel, arguments...));
 #else
-  (void)stream;
   emulated::launch<Parameters...>(kernel, static_cast<unsigned>(blocks), static_cast<unsigned>(threads),
-                                  bytes, arguments...);
+                                  bytes, stream, arguments...);
 #endif
 }
 

@@ -1,6 +1,7 @@
 // Scores as integer keys (scores.h), and how blocks of threads walk over the tensors that hold them.
 #pragma once
 
+#include <algorithm>
 #include <limits>
 
 #include "cuda/device.cuh"
@@ -21,6 +22,33 @@ __device__ inline Key<Bits> key_of(Bits bits) {
 }
 
 constexpr int kSelectThreads = 256, kSelectWarps = kSelectThreads / kLanes;
+
+// What a launch carries in its parameters, of which there are at most 4 KiB.
+template <class Entry, int kCount>
+struct Carried {
+  Entry at[kCount];
+};
+
+// table[i] = carried.at[i], i < count. One block; a thread writes an entry.
+template <class Entry, int kCount>
+__global__ void __launch_bounds__(kSelectThreads)
+    store_table(const __grid_constant__ Carried<Entry, kCount> carried, int count, Entry* table) {
+  for (int i = static_cast<int>(threadIdx.x); i < count; i += kSelectThreads) table[i] = carried.at[i];
+}
+
+// Queues what makes `table`, in device memory, a copy of the n entries in the host's, which are read before
+// it returns. It does not wait, as a copy from the host's memory would, and a CUDA graph may record it.
+template <class Cut, class Entry>
+const Entry* on_device(const Entry* entries, int64_t n, Entry* table, void* stream) {
+  static_assert(sizeof(Carried<Entry, Cut::kCarried>) <= 4000);
+  for (int64_t first = 0; first < n; first += Cut::kCarried) {
+    const int count = static_cast<int>(std::min<int64_t>(n - first, Cut::kCarried));
+    Carried<Entry, Cut::kCarried> carried{};
+    std::copy_n(entries + first, count, carried.at);
+    launch(store_table<Entry, Cut::kCarried>, 1, kSelectThreads, stream, carried, count, table + first);
+  }
+  return table;
+}
 
 // The tensor that holds position `at` (below the total); no score lies in empty ones.
 __device__ inline int64_t tensor_at(const Scores* tensors, int64_t n, int64_t at) {

@@ -14,6 +14,7 @@ struct SelectCut {
   static constexpr int64_t kChunk = 1 << 14;  // scores that a block counts at a time
   static constexpr int64_t kBlocks = 1024;    // at most
   static constexpr int kSharedBits = 12;      // wider histograms are counted in global memory
+  static constexpr int kCarried = 120;        // tensors in the parameters of a launch
 };
 
 using Count = unsigned long long;  // as atomicAdd takes it
@@ -79,13 +80,16 @@ __global__ void __launch_bounds__(kSelectThreads)
     for (int i = 0; i < 3; ++i) atomicAdd(&counts[size + i], beyond[i]);
 }
 
+inline std::size_t histogram_scratch_bytes(int64_t n) { return static_cast<std::size_t>(n) * sizeof(Scores); }
+
 template <class Cut>
 void histogram(const Scores* tensors, int64_t n, int64_t total, Dtype dtype, int64_t low, int shift, int bits,
-               int64_t* counts, void* stream) {
+               int64_t* counts, void* scratch, void* stream) {
+  const Scores* const table = on_device<Cut>(tensors, n, static_cast<Scores*>(scratch), stream);
   with_bits(dtype, [&](auto stored) {
     using Bits = decltype(stored);
     launch(count_scores<Cut, Bits>, std::min(divide_up(total, Cut::kChunk), Cut::kBlocks), kSelectThreads,
-           stream, tensors, n, total, static_cast<Key<Bits>>(low),
+           stream, table, n, total, static_cast<Key<Bits>>(low),
            static_cast<Key<Bits>>(last_key(dtype, low, shift + bits)),
            static_cast<Key<Bits>>(infinity_key(dtype)), shift, bits, reinterpret_cast<Count*>(counts));
   });

@@ -3,8 +3,8 @@
 
 namespace px::cuda {
 
-std::size_t write_masks_scratch_bytes(int64_t total, int64_t ties, int64_t equal) {
-  return mask_scratch_bytes<WriteCut>(total, ties, equal);
+std::size_t write_masks_scratch_bytes(int64_t n, int64_t total, int64_t ties, int64_t equal) {
+  return mask_scratch_bytes<WriteCut>(n, total, ties, equal);
 }
 
 void write_masks(const Scores* tensors, uint8_t* const* masks, void* scratch, int64_t n, int64_t total,

@@ -10,6 +10,7 @@ namespace px::cuda {
 // How positions are cut. It depends on sizes alone. Tests instantiate smaller ones.
 struct WriteCut {
   static constexpr int64_t kChunk = 1 << 14;  // positions of a block
+  static constexpr int kCarried = 120;        // tensors in the parameters of a launch
 };
 
 // equal[b] = how many alive scores of chunk b have this key
@@ -134,19 +135,25 @@ __global__ void __launch_bounds__(kSelectThreads)
 
 inline bool keeps_part(int64_t ties, int64_t equal) { return 0 < ties && ties < equal; }
 
+// The tables of scores and masks, and the ties of chunks where they are counted.
 template <class Cut>
-std::size_t mask_scratch_bytes(int64_t total, int64_t ties, int64_t equal) {
-  return keeps_part(ties, equal) ? (divide_up(total, Cut::kChunk) + 1) * sizeof(int64_t) : 0;
+std::size_t mask_scratch_bytes(int64_t n, int64_t total, int64_t ties, int64_t equal) {
+  const int64_t counts = keeps_part(ties, equal) ? divide_up(total, Cut::kChunk) + 1 : 0;
+  return static_cast<std::size_t>(n) * (sizeof(Scores) + sizeof(uint8_t*)) + counts * sizeof(int64_t);
 }
 
 template <class Cut>
 void masks_of(const Scores* tensors, uint8_t* const* masks, void* scratch, int64_t n, int64_t total,
               Dtype dtype, int64_t key, int64_t ties, int64_t equal, void* stream) {
   const int64_t chunks = divide_up(total, Cut::kChunk);
+  auto* const scores = static_cast<Scores*>(scratch);
+  auto* const outputs = reinterpret_cast<uint8_t**>(scores + n);
+  tensors = on_device<Cut>(tensors, n, scores, stream);
+  masks = on_device<Cut>(masks, n, outputs, stream);
   with_bits(dtype, [&](auto stored) {
     using Bits = decltype(stored);
     const auto wanted = static_cast<Key<Bits>>(key);
-    int64_t* const before = keeps_part(ties, equal) ? static_cast<int64_t*>(scratch) : nullptr;
+    int64_t* const before = keeps_part(ties, equal) ? reinterpret_cast<int64_t*>(outputs + n) : nullptr;
     if (before) {
       launch(count_equal<Cut, Bits>, chunks, kSelectThreads, stream, tensors, n, total, wanted, before);
       launch(sum_chunks<Cut>, 1, kSelectThreads, stream, before, chunks);

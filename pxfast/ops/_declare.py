@@ -11,7 +11,7 @@ from torch import Tensor
 from pxfast import _native
 
 _library = torch.library.Library("pxfast", "FRAGMENT")
-declared: list[str] = []  # the names of all operators
+kernels_of: dict[str, tuple[str, ...]] = {}  # of every operator, the devices with kernels for it
 references: dict[str, Callable[..., Any]] = {}  # what each computes, in plain PyTorch
 
 
@@ -19,7 +19,7 @@ def declare(
     schema: str,
     fake: Callable[..., Any],
     reference: Callable[..., Any],
-    kernels: str = "cpu, cuda",
+    kernels: tuple[str, ...] = ("cpu", "cuda"),
 ) -> None:
     """Declare ``torch.ops.pxfast.<name>``, which csrc/binding implements where it has kernels.
 
@@ -31,7 +31,7 @@ def declare(
         kernels: the devices for which the op has kernels; on the others the reference serves best.
     """
     name = schema.partition("(")[0]
-    declared.append(name)
+    kernels_of[name] = kernels
     references[name] = reference
 
     def fallback(*args: Any, **kwargs: Any) -> Any:

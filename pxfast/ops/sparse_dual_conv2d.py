@@ -148,4 +148,5 @@ declare(
     " int[] stride, int[] padding, int[] dilation, bool squared) -> (Tensor, Tensor)",
     fake=_fake,
     reference=_contiguous,
+    kernels=("cpu",),
 )

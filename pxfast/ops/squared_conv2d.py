@@ -260,7 +260,7 @@ declare(
     " int[] dilation, int groups) -> Tensor",
     fake=_fake,
     reference=_contiguous,
-    kernels="cuda",
+    kernels=("cuda",),
 )
 declare(
     "squared_conv2d_backward(Tensor dy, Tensor x, Tensor weight, Tensor? mask, Tensor(a!) saliency,"
@@ -268,5 +268,5 @@ declare(
     " -> Tensor",
     fake=_fake_backward,
     reference=_backward,
-    kernels="cuda",
+    kernels=("cuda",),
 )

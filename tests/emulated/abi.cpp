@@ -22,10 +22,10 @@ const char* emulated_squared_linear(const void* x, const void* weight, const uin
     const auto type = static_cast<Dtype>(dtype);
     if (small) {
       const auto scratch = scratch_of(px::cuda::forward_scratch_bytes<SmallCut>(T, O, K, type));
-      px::cuda::forward<SmallCut>(x, weight, mask, y, scratch.get(), T, O, K, type, nullptr);
+      px::cuda::forward<SmallCut>(x, weight, mask, y, scratch.get(), T, O, K, type, emulated::stream);
     } else {
       const auto scratch = scratch_of(px::cuda::squared_linear_scratch_bytes(T, O, K, type));
-      px::cuda::squared_linear(x, weight, mask, y, scratch.get(), T, O, K, type, nullptr);
+      px::cuda::squared_linear(x, weight, mask, y, scratch.get(), T, O, K, type, emulated::stream);
     }
   });
 }
@@ -37,11 +37,12 @@ const char* emulated_squared_linear_backward(const void* dy, const void* x, cons
     const auto type = static_cast<Dtype>(dtype);
     if (small) {
       const auto scratch = scratch_of(px::cuda::backward_scratch_bytes<SmallCut>(T, O, K, type, dx));
-      px::cuda::backward<SmallCut>(dy, x, weight, mask, dx, saliency, scratch.get(), T, O, K, type, nullptr);
+      px::cuda::backward<SmallCut>(dy, x, weight, mask, dx, saliency, scratch.get(), T, O, K, type,
+                                   emulated::stream);
     } else {
       const auto scratch = scratch_of(px::cuda::squared_linear_backward_scratch_bytes(T, O, K, type, dx));
       px::cuda::squared_linear_backward(dy, x, weight, mask, dx, saliency, scratch.get(), T, O, K, type,
-                                        nullptr);
+                                        emulated::stream);
     }
   });
 }

@@ -28,9 +28,9 @@ const char* emulated_squared_attention(const void* q, const void* k, const void*
     const auto scratch = emulated::scratch_of(bytes);
     call.scratch = scratch.get();
     if (small)
-      px::cuda::launch_squared_attention<px::cuda::SmallAttentionCut>(call, nullptr);
+      px::cuda::launch_squared_attention<px::cuda::SmallAttentionCut>(call, emulated::stream);
     else
-      px::cuda::squared_attention(call, nullptr);
+      px::cuda::squared_attention(call, emulated::stream);
   });
 }
 

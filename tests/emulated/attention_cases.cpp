@@ -81,7 +81,7 @@ struct Run {
                                                  : px::Dtype::f32;
     std::vector<double> scratch(static_cast<size_t>(px::cuda::statistics_bytes(call) / 8 + 1), NAN);
     call.scratch = scratch.data();
-    px::cuda::launch_squared_attention<px::cuda::SmallAttentionCut>(call, nullptr);
+    px::cuda::launch_squared_attention<px::cuda::SmallAttentionCut>(call, emulated::stream);
   }
 
   // A of a head, [T, S].

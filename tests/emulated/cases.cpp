@@ -84,9 +84,9 @@ void run(const Case& c) {
 
   Array<unsigned char> scratch(Call::forward_scratch_bytes(T, O, K), true);
   const uint8_t* const m = masked ? mask.data() : nullptr;
-  Call{weight.data(), m, T, O, K, scratch.data(), nullptr}.forward(x.data(), y.data());
+  Call{weight.data(), m, T, O, K, scratch.data(), emulated::stream}.forward(x.data(), y.data());
   Array<unsigned char> backward_scratch(Call::backward_scratch_bytes(T, O, K, with_dx), true);
-  Call{weight.data(), m, T, O, K, backward_scratch.data(), nullptr}.backward(
+  Call{weight.data(), m, T, O, K, backward_scratch.data(), emulated::stream}.backward(
       dy.data(), x.data(), with_dx ? dx.data() : nullptr, saliency.data());
 
   const std::string name = std::string(kName<Weight>) + " T=" + std::to_string(T) +

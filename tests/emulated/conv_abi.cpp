@@ -19,9 +19,9 @@ const char* emulated_squared_conv2d(const void* in, const void* x, const void* w
       const auto scratch = emulated::scratch_of(scratch_bytes(geometry, type));
       const px::SquaredConv2d call{weight, mask, type, geometry, scratch.get()};
       if (saliency)
-        backward(call, in, x, out, saliency, nullptr);
+        backward(call, in, x, out, saliency, emulated::stream);
       else
-        forward(call, x, out, nullptr);
+        forward(call, x, out, emulated::stream);
     };
     using px::cuda::SmallCut;
     if (small)

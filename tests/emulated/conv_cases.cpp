@@ -60,8 +60,9 @@ void run(const px::ConvGeometry& g) {
                                                          : px::Dtype::f32;
   std::vector<double> scratch(px::cuda::convolution_scratch_bytes<SmallCut>(g, dtype) / 8 + 1, NAN);
   const px::SquaredConv2d call{weight.data(), mask.data(), dtype, g, scratch.data()};
-  px::cuda::convolve<SmallCut>(call, x.data(), y.data(), nullptr);
-  px::cuda::convolve_backward<SmallCut>(call, dy.data(), x.data(), dx.data(), saliency.data(), nullptr);
+  px::cuda::convolve<SmallCut>(call, x.data(), y.data(), emulated::stream);
+  px::cuda::convolve_backward<SmallCut>(call, dy.data(), x.data(), dx.data(), saliency.data(),
+                                        emulated::stream);
   for (int64_t i = 0; i < y_size; ++i) compare("y", y[i], y_sum[i]);
   for (int64_t i = 0; i < x_size; ++i) compare("dx", dx[i], dx_sum[i]);
   for (int64_t i = 0; i < w_size; ++i) compare("saliency", saliency[i], sums[i]);

@@ -11,7 +11,7 @@ const char* emulated_gate(const void* z, const void* path, void* value, void* ga
   return emulated::guarded(order, [=] {
     px::cuda::gate({z, path, value, gated, A, B, K, stride_a, stride_b, stride_k,
                     static_cast<px::Activation>(kind), a, b, static_cast<px::Dtype>(dtype), over_b != 0},
-                   nullptr);
+                   emulated::stream);
   });
 }
 

@@ -64,7 +64,7 @@ void run(const Case& c, Activation kind, bool in_place) {
   const int64_t stride_a = c.wide_a ? b * k : 0, stride_b = c.wide_b ? k : 0, stride_k = c.wide_k;
   px::cuda::launch_gate_of<Element>({z.data(), path.data(), out, gated.data(), c.A, c.B, c.K, stride_a,
                                      stride_b, stride_k, kind, 0, 0, px::Dtype::f32, false},
-                                    nullptr);
+                                    emulated::stream);
   const std::string name = std::string(kName<Element>) + " A=" + std::to_string(c.A) +
                            " B=" + std::to_string(c.B) + " K=" + std::to_string(c.K) +
                            (c.aligned ? "" : " unaligned");
@@ -90,7 +90,7 @@ void run_sums(const Case& c, Activation kind) {
   const int64_t stride_a = c.wide_a ? b * k : 0, stride_b = c.wide_b ? k : 0, stride_k = c.wide_k;
   px::cuda::launch_gate_of<Element>({z.data(), path.data(), nullptr, sums.data(), c.A, c.B, c.K, stride_a,
                                      stride_b, stride_k, kind, 0, 0, px::Dtype::f32, true},
-                                    nullptr);
+                                    emulated::stream);
   for (int64_t i = 0; i < c.A * c.K; ++i) {
     double sum = 0;
     for (int64_t each = 0; each < c.B; ++each) {

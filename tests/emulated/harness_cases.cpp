@@ -39,7 +39,7 @@ __global__ void reverse_block(int* out, int barriers) {
 void barriers() {
   for (int threads : {1, 96, 200}) {
     std::vector<int> out(3 * threads);
-    launch(reverse_block, 3, threads, nullptr, out.data(), 5);
+    launch(reverse_block, 3, threads, emulated::stream, out.data(), 5);
     for (int i = 0; i < 3 * threads; ++i) expect(out[i], threads - 1 - i % threads, "reversed", i);
   }
 }
@@ -62,7 +62,7 @@ __global__ void all_shuffles(int* out) {
 
 void shuffles() {
   std::vector<int> out(224);
-  launch(all_shuffles, 1, 32, nullptr, out.data());
+  launch(all_shuffles, 1, 32, emulated::stream, out.data());
   for (int lane = 0; lane < 32; ++lane) {
     expect(out[lane], lane < 16 ? 120 : 376, "sum of the half", lane);
     expect(out[32 + lane], lane % 8 + 3 < 8 ? lane + 3 : lane, "down", lane);
@@ -84,7 +84,7 @@ __global__ void rotate_in_warp(int* out) {
 
 void warp_barrier() {
   std::vector<int> out(32);
-  launch(rotate_in_warp, 1, 32, nullptr, out.data());
+  launch(rotate_in_warp, 1, 32, emulated::stream, out.data());
   for (int i = 0; i < 32; ++i) expect(out[i], (i + 1) % 32, "rotated", i);
 }
 
@@ -95,7 +95,7 @@ __global__ void some_return(int* out) {
 
 void returned_lanes() {
   std::vector<int> out(32);
-  launch(some_return, 1, 32, nullptr, out.data());
+  launch(some_return, 1, 32, emulated::stream, out.data());
   for (int i = 0; i < 32; ++i) expect(out[i], i < 20, "any of the lanes that are left", i);
 }
 
@@ -112,7 +112,7 @@ __global__ void count_in_both(unsigned* shared_counts, unsigned long long* count
 void atomics() {
   std::vector<unsigned> shared_counts(4);
   std::vector<unsigned long long> counts(4);
-  launch(count_in_both, 5, 96, nullptr, shared_counts.data(), counts.data());
+  launch(count_in_both, 5, 96, emulated::stream, shared_counts.data(), counts.data());
   for (int i = 0; i < 4; ++i) {
     expect(static_cast<int>(shared_counts[i]), i < 3 ? 160 : 0, "shared counts", i);
     expect(static_cast<int>(counts[i] >> 33), i < 3 ? 160 : 0, "counts of 64 bits", i);
@@ -141,7 +141,8 @@ void asynchronous_copies() {
   if (posix_memalign(reinterpret_cast<void**>(&in), 16, 200 * sizeof(float)) != 0) std::abort();
   for (int i = 0; i < 200; ++i) in[i] = static_cast<float>(i + 1);
   std::vector<float> out(256);
-  px::cuda::launch_with_shared<float[2][128]>(copy_through_shared, 1, 32, nullptr, in, out.data(), 200);
+  px::cuda::launch_with_shared<float[2][128]>(copy_through_shared, 1, 32, emulated::stream, in, out.data(),
+                                              200);
   for (int i = 0; i < 256; ++i) {
     const int from = i / 128 * 128 + 127 - i % 128;
     expect(static_cast<int>(out[i]), from < 200 ? from + 1 : 0, "copied", i);
@@ -170,7 +171,7 @@ void tensor_cores() {
   std::vector<float> a(256), b(128), c(128);
   for (int i = 0; i < 256; ++i) a[i] = static_cast<float>(i * 7 % 23 - 11);
   for (int i = 0; i < 128; ++i) b[i] = static_cast<float>(i * 5 % 19 - 9);
-  launch(multiply_16_8_16, 1, 32, nullptr, a.data(), b.data(), c.data());
+  launch(multiply_16_8_16, 1, 32, emulated::stream, a.data(), b.data(), c.data());
   for (int row = 0; row < 16; ++row)
     for (int column = 0; column < 8; ++column) {
       int sum = 1 + row / 8 * 2 + column % 2;
@@ -192,11 +193,11 @@ __global__ void add_small_terms(float* out) {
 
 void cut_off_digits() {
   std::vector<float> out(32);
-  launch(add_small_terms, 1, 32, nullptr, out.data());
+  launch(add_small_terms, 1, 32, emulated::stream, out.data());
   for (int i = 0; i < 32; ++i) expect(out[i] == 1, 1, "what 24 digits hold", i);
 }
 
-void no_blocks() { launch(some_return, 0, 32, nullptr, nullptr); }
+void no_blocks() { launch(some_return, 0, 32, emulated::stream, nullptr); }
 
 // ---- mistakes
 
@@ -325,7 +326,7 @@ void mistake(void (*kernel)(int*)) {
   std::vector<int> out(64);
   std::string first;
   try {
-    launch(kernel, 2, 64, nullptr, out.data());
+    launch(kernel, 2, 64, emulated::stream, out.data());
   } catch (const std::runtime_error& error) {
     first = error.what();
   }
@@ -337,8 +338,9 @@ void mistake(void (*kernel)(int*)) {
     if (out[i] != 0) expect(out[i], 0, "what was not written was read", i);
 }
 
-void too_many_threads() { launch(some_return, 1, 1025, nullptr, nullptr); }
-void too_many_blocks() { launch(some_return, int64_t{1} << 31, 32, nullptr, nullptr); }
+void another_stream() { launch(some_return, 1, 32, nullptr, nullptr); }
+void too_many_threads() { launch(some_return, 1, 1025, emulated::stream, nullptr); }
+void too_many_blocks() { launch(some_return, int64_t{1} << 31, 32, emulated::stream, nullptr); }
 
 void correct() {
   barriers();
@@ -375,6 +377,7 @@ const std::map<std::string, void (*)()> kCases = {
     {"race_in_block", [] { mistake(race_in_block); }},
     {"atomic_and_plain", [] { mistake(atomic_and_plain); }},
     {"race_between_blocks", [] { mistake(race_between_blocks); }},
+    {"another_stream", another_stream},
     {"too_many_threads", too_many_threads},
     {"too_many_blocks", too_many_blocks},
 };

@@ -11,12 +11,12 @@ using px::cuda::SmallCut;
 extern "C" {
 
 const char* emulated_pack_ones(const uint8_t* mask, uint32_t* bits, int64_t O, int64_t K, const char* order) {
-  return guarded(order, [=] { px::cuda::pack_ones(mask, bits, O, K, nullptr); });
+  return guarded(order, [=] { px::cuda::pack_ones(mask, bits, O, K, emulated::stream); });
 }
 
 const char* emulated_transpose_ones(const uint32_t* bits, uint32_t* transposed, int64_t O, int64_t K,
                                     const char* order) {
-  return guarded(order, [=] { px::cuda::transpose_ones(bits, transposed, O, K, nullptr); });
+  return guarded(order, [=] { px::cuda::transpose_ones(bits, transposed, O, K, emulated::stream); });
 }
 
 const char* emulated_masked_ones_linear(const void* x, const uint32_t* bits, void* y, int64_t T, int64_t O,
@@ -24,7 +24,7 @@ const char* emulated_masked_ones_linear(const void* x, const uint32_t* bits, voi
   return guarded(order, [=] {
     const px::MaskedOnesLinear call{x, bits, y, T, O, K, static_cast<px::Dtype>(dtype)};
     const auto with = [&](auto scratch_bytes, auto run) {
-      run(call, scratch_of(scratch_bytes(T, O, K, call.dtype)).get(), nullptr);
+      run(call, scratch_of(scratch_bytes(T, O, K, call.dtype)).get(), emulated::stream);
     };
     if (small)
       with(px::cuda::ones_linear_scratch_bytes<SmallCut>, px::cuda::ones_linear<SmallCut>);
@@ -41,7 +41,7 @@ const char* emulated_masked_ones_conv2d(const void* x, const uint32_t* bits, voi
     static_assert(sizeof(call.geometry) == 16 * sizeof(int32_t));
     std::memcpy(&call.geometry, sizes, sizeof(call.geometry));
     const auto with = [&](auto scratch_bytes, auto run) {
-      run(call, scratch_of(scratch_bytes(call.geometry, call.dtype)).get(), nullptr);
+      run(call, scratch_of(scratch_bytes(call.geometry, call.dtype)).get(), emulated::stream);
     };
     if (small)
       with(px::cuda::ones_conv2d_scratch_bytes<SmallCut>, px::cuda::ones_conv2d<SmallCut>);

@@ -61,8 +61,8 @@ struct Mask {
 
   Mask(int64_t O, int64_t K) : O(O), K(K) {
     for (int64_t i = 0; i < O * K; ++i) bytes[i] = random_bits() % 3 != 0;
-    px::cuda::launch_pack(bytes.data(), bits.data(), O, K, nullptr);
-    px::cuda::launch_transpose(bits.data(), transposed.data(), O, K, nullptr);
+    px::cuda::launch_pack(bytes.data(), bits.data(), O, K, emulated::stream);
+    px::cuda::launch_transpose(bits.data(), transposed.data(), O, K, emulated::stream);
     for (int64_t o = 0; o < O; ++o)
       for (int64_t k = 0; k < K; ++k) {
         compare("bit", bits[o * words + k / 32] >> k % 32 & 1, bytes[o * K + k]);
@@ -84,7 +84,7 @@ void run(const Case& c) {
   Mask mask(O, K);
   Array<unsigned char> scratch(px::cuda::ones_linear_scratch_bytes<SmallCut>(T, O, K, kDtype<Path>), true);
   px::cuda::ones_linear<SmallCut>({x.data(), mask.bits.data(), y.data(), T, O, K, kDtype<Path>},
-                                  scratch.data(), nullptr);
+                                  scratch.data(), emulated::stream);
   for (int64_t t = 0; t < T; ++t)
     for (int64_t o = 0; o < O; ++o) {
       double sum = 0;
@@ -104,7 +104,7 @@ void run(const px::ConvGeometry& g) {
   Mask mask(g.O, inputs * taps);
   std::vector<double> scratch(px::cuda::ones_conv2d_scratch_bytes<SmallCut>(g, kDtype<Path>) / 8 + 1, NAN);
   px::cuda::ones_conv2d<SmallCut>({x.data(), mask.bits.data(), y.data(), g, kDtype<Path>}, scratch.data(),
-                                  nullptr);
+                                  emulated::stream);
   for (int64_t n = 0; n < g.N; ++n)
     for (int64_t o = 0; o < g.O; ++o)
       for (int64_t p = 0; p < area; ++p) {

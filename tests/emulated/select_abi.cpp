@@ -23,11 +23,13 @@ const char* emulated_score_histogram(const Scores* tensors, int64_t n, int dtype
   return guarded(order, [=] {
     const auto type = static_cast<Dtype>(dtype);
     const int64_t total = total_of(tensors, n);
+    const auto scratch = emulated::scratch_of(px::cuda::score_histogram_scratch_bytes(n));
     if (small) {
       px::cuda::histogram<px::cuda::SmallSelectCut>(tensors, n, total, type, low, shift, bits, counts,
-                                                    nullptr);
+                                                    scratch.get(), emulated::stream);
     } else {
-      px::cuda::score_histogram(tensors, n, total, type, low, shift, bits, counts, nullptr);
+      px::cuda::score_histogram(tensors, n, total, type, low, shift, bits, counts, scratch.get(),
+                                emulated::stream);
     }
   });
 }
@@ -39,11 +41,13 @@ const char* emulated_write_masks(const Scores* tensors, uint8_t* const* masks, i
     const int64_t total = total_of(tensors, n);
     if (small) {
       using Cut = px::cuda::SmallWriteCut;
-      const auto scratch = emulated::scratch_of(px::cuda::mask_scratch_bytes<Cut>(total, ties, equal));
-      px::cuda::masks_of<Cut>(tensors, masks, scratch.get(), n, total, type, key, ties, equal, nullptr);
+      const auto scratch = emulated::scratch_of(px::cuda::mask_scratch_bytes<Cut>(n, total, ties, equal));
+      px::cuda::masks_of<Cut>(tensors, masks, scratch.get(), n, total, type, key, ties, equal,
+                              emulated::stream);
     } else {
-      const auto scratch = emulated::scratch_of(px::cuda::write_masks_scratch_bytes(total, ties, equal));
-      px::cuda::write_masks(tensors, masks, scratch.get(), n, total, type, key, ties, equal, nullptr);
+      const auto scratch = emulated::scratch_of(px::cuda::write_masks_scratch_bytes(n, total, ties, equal));
+      px::cuda::write_masks(tensors, masks, scratch.get(), n, total, type, key, ties, equal,
+                            emulated::stream);
     }
   });
 }

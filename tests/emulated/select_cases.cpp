@@ -80,8 +80,9 @@ struct Case {
 
   void count(Dtype dtype, int64_t low, int shift, int width) const {
     std::vector<int64_t> counts(px::counts_of(width)), expected(counts.size());
+    std::vector<Scores> scratch(px::cuda::histogram_scratch_bytes(number()) / sizeof(Scores));
     px::cuda::histogram<SmallSelectCut>(tensors.data(), number(), total, dtype, low, shift, width,
-                                        counts.data(), nullptr);
+                                        counts.data(), scratch.data(), emulated::stream);
     const int64_t size = int64_t{1} << width, infinity = px::infinity_key(dtype);
     for (const int64_t key : keys) {
       const bool below = key<low, above = key> px::last_key(dtype, low, shift + width);
@@ -94,9 +95,10 @@ struct Case {
   }
 
   void write(Dtype dtype, int64_t key, int64_t ties, int64_t equal) const {
-    std::vector<int64_t> scratch(px::cuda::mask_scratch_bytes<SmallWriteCut>(total, ties, equal) / 8, -1);
+    const auto bytes = px::cuda::mask_scratch_bytes<SmallWriteCut>(number(), total, ties, equal);
+    std::vector<int64_t> scratch(bytes / 8, -1);
     px::cuda::masks_of<SmallWriteCut>(tensors.data(), table.data(), scratch.data(), number(), total, dtype,
-                                      key, ties, equal, nullptr);
+                                      key, ties, equal, emulated::stream);
     int64_t next = 0, seen = 0;
     for (int64_t i = 0; i < number(); ++i) {
       for (int64_t j = 0; j < tensors[i].count; ++j) {

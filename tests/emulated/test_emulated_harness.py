@@ -31,6 +31,7 @@ MISTAKES = {
     "mma_in_branch": ("plain", r"ERROR .*(not reached by all|have returned)"),
     "no_room_in_the_launch": ("plain", r"ERROR .*256 bytes of dynamic .* in a launch of 0"),
     "too_much_shared": ("plain", r"ERROR .*more than 227 KiB of shared memory"),
+    "another_stream": ("plain", r"ERROR a launch on another stream than the caller's"),
     "too_many_threads": ("plain", r"ERROR invalid launch of 1 x 1025"),
     "too_many_blocks": ("plain", r"ERROR a CUDA launch of 2147483648 blocks exceeds the limit"),
     "shared_overrun": ("address", r"heap-buffer-overflow|index 64 out of bounds"),

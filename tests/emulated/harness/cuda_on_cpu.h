@@ -9,6 +9,7 @@
 //   - a fragment in the wrong lane or register: mma takes each from where the documentation says it is
 //   - an asynchronous copy that is not waited for, or that overwrites what others still read: from its
 //     beginning to its end there is nonsense where it goes
+//   - a launch on another stream than the caller's
 //   - with -fsanitize=address,undefined: accesses out of bounds, accesses that are not aligned to their width
 //   - with -fsanitize=thread: races, also between blocks; only CUDA's own barriers order memory
 // Not covered: PTX, weak memory ordering, performance.

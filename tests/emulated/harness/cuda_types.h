@@ -11,6 +11,7 @@
 #define __device__
 #define __global__
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __shared__ USE_PX_SHARED_INSTEAD  // a plain static could not be filled with NaN for every block
 
 struct __nv_bfloat16 {

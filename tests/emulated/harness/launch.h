@@ -39,6 +39,10 @@ struct Schedule {
 
 inline Schedule schedule;
 
+// Where callers want their work: a launch on any other stream is an error.
+inline char stream_of_callers;
+inline void* const stream = &stream_of_callers;
+
 inline Order order_named(const std::string& name) {
   if (name == "forward") return Order::forward;
   if (name == "reverse") return Order::reverse;
@@ -110,7 +114,8 @@ inline void run_grid(Block& b, unsigned blocks, unsigned threads) {
 // std::runtime_error for what a GPU leaves undefined, naming the source line.
 template <class... Parameters>
 void launch(void (*kernel)(Parameters...), unsigned blocks, unsigned threads, std::size_t dynamic_bytes,
-            Parameters... arguments) {
+            void* on, Parameters... arguments) {
+  if (on != stream) throw std::runtime_error("a launch on another stream than the caller's");
   if (blocks == 0 || threads == 0 || threads > 1024)
     throw std::runtime_error("invalid launch of " + std::to_string(blocks) + " x " + std::to_string(threads));
   auto call = std::make_tuple(kernel, arguments...);

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from emulated.build import Change
-from emulated.planted.bug import WRONG, Bug
+from emulated.planted.bug import FAILURE, WRONG, Bug
 
 KEYS = "cuda/keys.cuh"
 COUNT = "cuda/select_threshold.cuh"
@@ -29,6 +29,24 @@ BUGS = (
         r"data race",
         check="thread",
         source="select_cases.cpp",
+    ),
+    Bug(
+        "each launch's entries at the beginning of the table",
+        Change(KEYS, "carried, count, table + first);", "carried, count, table);"),
+        FAILURE,
+        source="select_cases.cpp",
+    ),
+    Bug(
+        "a score's position in 32 bits",
+        Change(
+            MASKS,
+            "  const int64_t end = begin + Cut::kChunk < total ? begin + Cut::kChunk : total;\n"
+            "  int64_t left",
+            "  const int end = begin + Cut::kChunk < total ? begin + Cut::kChunk : total;\n"
+            "  int64_t left",
+        ),
+        FAILURE,
+        source="huge_cases.cpp",
     ),
     Bug(
         "ties counted from the next chunk on",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from emulated.build import Change
-from emulated.planted.bug import WRONG, Bug
+from emulated.planted.bug import FAILURE, WRONG, Bug
 
 TILE = "cuda/tile.cuh"
 CONVOLUTION = "cuda/squared_conv2d.cuh"
@@ -15,6 +15,16 @@ BUGS = (
         r"WRONG |heap-buffer-overflow",
         check="address",
         source="conv_cases.cpp",
+    ),
+    Bug(
+        "a channel's offset in 32 bits",
+        Change(
+            CONVOLUTION,
+            "(static_cast<int64_t>(n) * channels + channel) * area",
+            "static_cast<int>(n * channels + channel) * area",
+        ),
+        FAILURE,
+        source="huge_cases.cpp",
     ),
     Bug(
         "a cotangent between strides",

@@ -22,6 +22,11 @@ BUGS = (
         WRONG,
     ),
     Bug(
+        "sums of splits added on the default stream",
+        Change(TILE, "kAddThreads, stream,", "kAddThreads, nullptr,"),
+        r"ERROR a launch on another stream",
+    ),
+    Bug(
         "no barrier before the warps' sums are added",
         Change(OP, "sums[t]);\n  __syncthreads();\n", "sums[t]);\n"),
         WRONG,
