@@ -13,7 +13,7 @@ std::string cpu_isa() { return px::cpu::name(px::cpu::isa()); }
 
 std::string cuda_status() {
 #ifdef PX_WITH_CUDA
-  return px::cuda::device_status();
+  return "built for " PXFAST_CUDA_ARCHS "; " + px::cuda::device_status();
 #else
   return "not built";
 #endif

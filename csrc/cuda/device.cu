@@ -20,7 +20,8 @@ std::string devices(int driver) {
   for (int i = 0; i < count; ++i) {
     cudaDeviceProp properties;
     if (cudaGetDeviceProperties(&properties, i) == cudaSuccess)
-      names += (i > 0 ? ", " : ": ") + std::string(properties.name);
+      names += (i > 0 ? ", " : ": ") + std::string(properties.name) + " (" +
+               std::to_string(properties.major) + "." + std::to_string(properties.minor) + ")";
   }
   return std::to_string(count) + (count == 1 ? " device" : " devices") + names;
 }
