@@ -7,7 +7,8 @@ It fails where registers are spilled, and where a kernel takes more registers or
 the table says. No GPU is needed; without nvcc there is nothing to check, and it says so. With
 nvdisasm (pip install nvidia-cuda-nvdisasm) it also reads the machine code: kernels that access
 memory in vectors must hold 128-bit loads, those for tensor cores their instruction, asynchronous
-copies of 16 bytes and 128-bit loads of shared memory.
+copies of 16 bytes and 128-bit loads of shared memory; none may hold atomics of floating point (nor
+compare-and-swap, of which they can be made), whose sums would depend on the order of blocks.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import sysconfig
@@ -40,6 +42,15 @@ INSTRUCTIONS = {  # as nvdisasm prints them
     COPY: r"\bLDGSTS\.E(\.\w+)*\.128\b",
 }
 DYNAMIC = ("mma_product",)  # kernels whose shared memory the launcher sizes: ptxas sees 0 bytes
+FLOATS = "atomics of floating point"
+FORBIDDEN = {FLOATS: r"\b(RED|ATOM|ATOMG|ATOMS)\.(\w+\.)*(B?F(16|32|64)|CAS)"}
+# Of a multiprocessor: warps, bytes of shared memory, blocks.
+MULTIPROCESSORS = {
+    "sm_80": (64, 164 << 10, 32),
+    "sm_90a": (64, 228 << 10, 32),
+    "sm_100a": (64, 228 << 10, 32),
+    "sm_120": (48, 100 << 10, 24),
+}
 BEGIN, END = "<!-- registers: begin -->", "<!-- registers: end -->"
 
 
@@ -49,6 +60,7 @@ class Usage(TypedDict):
     registers: int
     shared: int  # bytes, without those that the launcher adds
     spills: int  # bytes stored and loaded
+    threads: int  # of a block
 
 
 Kernels = dict[str, dict[str, Usage]]  # kernel -> architecture -> usage
@@ -108,33 +120,33 @@ def measure(nvcc: str, disassembler: str | None) -> tuple[Table, list[str]]:
         kernels: Kernels = {}
         problems = []
         for (_, architecture), job in jobs.items():
-            usages, missing = job.result()
+            usages, wrong = job.result()
             for name, usage in usages.items():
                 kernels.setdefault(name, {})[architecture] = usage
                 if usage["spills"]:
                     problems.append(
                         f"{name} on {architecture}: {usage['spills']} bytes are spilled"
                     )
-            problems += [f"{name} on {architecture}: no {what}" for name, what in missing]
+            problems += [f"{name} on {architecture}: {what}" for name, what in wrong]
     return {"nvcc": nvcc_version(nvcc), "kernels": kernels}, problems
 
 
 def compile_one(
     nvcc: str, source: Path, architecture: str, folder: Path, disassembler: str | None
 ) -> tuple[dict[str, Usage], list[tuple[str, str]]]:
-    """One file for one architecture: what its kernels take, and what they lack."""
+    """One file for one architecture: what its kernels take, and what is wrong with them."""
     cubin = folder / f"{source.stem}-{architecture}.cubin"
     number = architecture.removeprefix("sm_")
     target = f"-gencode=arch=compute_{number},code={architecture}"
     options = ["-std=c++20", "-O3", f"-I{ROOT / 'csrc'}", "-Xptxas=-v", "-cubin", target]
     log = run([nvcc, *options, str(source), "-o", str(cubin)]).stderr
     usages = read_usages(log)
+    for symbol, threads in read_threads(cubin.read_bytes()).items():
+        usages[short_name(demangle(symbol))]["threads"] = threads
     if disassembler is None or not usages:
         return usages, []
     held = read_instructions(run([disassembler, "-c", str(cubin)]).stdout)
-    return usages, [
-        (name, what) for name in usages for what in required(name) if what not in held[name]
-    ]
+    return usages, [wrong for name in usages for wrong in objections(name, held[name])]
 
 
 def run(command: list[str]) -> subprocess.CompletedProcess[str]:
@@ -174,19 +186,46 @@ def read_usages(log: str) -> dict[str, Usage]:
             "registers": int(registers[1]),
             "shared": int(shared[1]) if shared else 0,
             "spills": sum(map(int, spills)),
+            "threads": 0,
         }
     return usages
 
 
+def read_threads(cubin: bytes) -> dict[str, int]:
+    """Threads of a block by symbol: the attribute 5 of a kernel's section .nv.info, three words."""
+    (table,) = struct.unpack_from("<Q", cubin, 40)
+    count, names = struct.unpack_from("<HH", cubin, 60)
+    sections = [struct.unpack_from("<I20xQQ", cubin, table + 64 * i) for i in range(count)]
+    threads = {}
+    for name, begin, size in sections:
+        start = sections[names][1] + name
+        title = cubin[start : cubin.index(b"\0", start)].decode()
+        at = begin
+        while title.startswith(".nv.info.") and at < begin + size:
+            form, attribute, length = struct.unpack_from("<BBH", cubin, at)
+            if (form, attribute) == (4, 5):
+                x, y, z = struct.unpack_from("<III", cubin, at + 4)
+                threads[title.removeprefix(".nv.info.")] = x * y * z
+            at += 4 + (length if form == 4 else 0)
+    return threads
+
+
 def read_instructions(sass: str) -> defaultdict[str, set[str]]:
-    """Which of INSTRUCTIONS each kernel holds."""
+    """Which of INSTRUCTIONS and FORBIDDEN each kernel holds."""
     held, name = defaultdict[str, set[str]](set), ""
     for line in demangle(sass.replace("\n.text.", "\n.text. ")).splitlines():
         if line.startswith(".text. "):
             name = short_name(line.removeprefix(".text. ").rstrip(":"))
         else:
-            held[name] |= {what for what, form in INSTRUCTIONS.items() if re.search(form, line)}
+            forms = INSTRUCTIONS | FORBIDDEN
+            held[name] |= {what for what, form in forms.items() if re.search(form, line)}
     return held
+
+
+def objections(name: str, held: set[str]) -> list[tuple[str, str]]:
+    """What the machine code of a kernel lacks or must not hold."""
+    lacks = [f"no {what}" for what in required(name) if what not in held]
+    return [(name, what) for what in [*lacks, *(what for what in FORBIDDEN if what in held)]]
 
 
 def required(name: str) -> list[str]:
@@ -250,6 +289,19 @@ def compare(committed: Table, measured: Table) -> list[str]:
     return problems
 
 
+def resident_warps(usage: Usage, architecture: str) -> int:
+    """How many warps of a kernel a multiprocessor holds: by registers, shared memory and blocks.
+
+    Registers are given to warps by 256, from a quarter of 65536 for each of four schedulers; a
+    block takes 1 KiB of shared memory besides its own.
+    """
+    most, shared, blocks = MULTIPROCESSORS[architecture]
+    in_block = -(-usage["threads"] // 32)
+    by_registers = 4 * (16384 // (-(-usage["registers"] * 32 // 256) * 256))
+    limits = min(most, by_registers) // in_block, shared // (usage["shared"] + 1024), blocks
+    return min(limits) * in_block
+
+
 def as_json(table: Table) -> str:
     """One line a kernel, so that a change is easy to read."""
     kernels = sorted(table["kernels"].items())
@@ -261,11 +313,12 @@ def as_json(table: Table) -> str:
 def render(table: Table) -> str:
     """The kernels for float32 weights in vectors, attention, and the most of all, as Markdown."""
     lines = [
-        f"nvcc {table['nvcc']}, float32 weights in vectors, and attention; no spills. "
-        "Registers of a thread:",
+        f"nvcc {table['nvcc']}, float32 weights in vectors, and attention; no spills. Registers of "
+        "a thread / warps that a multiprocessor holds by them and by static shared memory (of 64, "
+        "sm_120 of 48):",
         "",
-        f"| kernel | {' | '.join(ARCHITECTURES)} | shared memory, bytes |",
-        f"|---|{'---:|' * (len(ARCHITECTURES) + 1)}",
+        f"| kernel | threads | {' | '.join(ARCHITECTURES)} | shared memory, bytes |",
+        f"|---|{'---:|' * (len(ARCHITECTURES) + 2)}",
     ]
     shown = {
         name: usages
@@ -274,16 +327,19 @@ def render(table: Table) -> str:
         and not re.search(r"double|__half|__nv_bfloat16|Cut, (short|long)>", name)
     }
     for name, usages in shown.items():
-        registers = " | ".join(str(usages[a]["registers"]) for a in ARCHITECTURES)
+        registers = " | ".join(
+            f"{usages[a]['registers']} / {resident_warps(usages[a], a)}" for a in ARCHITECTURES
+        )
         label = re.sub(r"<float>|\bfloat, ", "", name)
         dynamic = name.partition("<")[0] in DYNAMIC
-        shared = "dynamic" if dynamic else usages[ARCHITECTURES[0]]["shared"]
-        lines.append(f"| `{label}` | {registers} | {shared} |")
+        first = usages[ARCHITECTURES[0]]
+        shared = "dynamic" if dynamic else first["shared"]
+        lines.append(f"| `{label}` | {first['threads']} | {registers} | {shared} |")
     every = table["kernels"].values()
     most = " | ".join(str(max(u[a]["registers"] for u in every)) for a in ARCHITECTURES)
     static = max(usage["shared"] for usages in every for usage in usages.values())
     lines.append(
-        f"| the most of all {len(table['kernels'])}, whatever weight | {most} | {static} static |"
+        f"| the most of all {len(table['kernels'])}, whatever weight | | {most} | {static} static |"
     )
     return "\n".join(lines)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
@@ -26,14 +27,14 @@ needs_demangler = pytest.mark.skipif(shutil.which("c++filt") is None, reason="ne
 
 
 def table(registers: int = 32, name: str = NAME, nvcc: str = "13.0.88") -> Table:
-    usage: Usage = {"registers": registers, "shared": 0, "spills": 0}
+    usage: Usage = {"registers": registers, "shared": 0, "spills": 0, "threads": 256}
     return {"nvcc": nvcc, "kernels": {name: {"sm_90a": usage}}}
 
 
 @needs_demangler
 def test_the_log_is_read() -> None:
     usages = check_cuda.read_usages(LOG.format(stack=0, stores=0, loads=0))
-    assert usages == {NAME: {"registers": 32, "shared": 17408, "spills": 0}}
+    assert usages == {NAME: {"registers": 32, "shared": 17408, "spills": 0, "threads": 0}}
     assert check_cuda.read_usages(LOG.format(stack=16, stores=12, loads=20))[NAME]["spills"] == 32
 
 
@@ -50,6 +51,74 @@ def test_instructions_are_found() -> None:
     assert held("HMMA.16816.F32.BF16") == {check_cuda.TENSOR}
     assert held("LDG.E.64.CONSTANT") == held("LDS.64") == held("LDGSTS.E.64") == set()
     assert held("STG.E.128") == set()
+
+
+@needs_demangler
+@pytest.mark.parametrize(
+    ("instruction", "float_atomic"),
+    [
+        ("RED.E.ADD.F32.FTZ.RN.STRONG.GPU", True),
+        ("ATOMG.E.ADD.F64.RN.STRONG.GPU", True),
+        ("RED.E.ADD.F16x2.RN.STRONG.GPU", True),
+        ("ATOMG.E.ADD.BF16_V2", True),
+        ("ATOMS.CAS", True),
+        ("ATOMS.CAST.SPIN", True),
+        ("ATOMG.E.CAS.STRONG.GPU", True),
+        ("RED.E.ADD.64.STRONG.GPU", False),
+        ("ATOMS.POPC.INC.32", False),
+        ("FADD.FTZ", False),
+    ],
+)
+def test_atomics_of_floating_point_are_objected_to(instruction: str, float_atomic: bool) -> None:
+    sass = f"\n.text.{SYMBOL}:\n  /*0110*/  LDG.E.128 R4, [R2] ;\n  /*0120*/  {instruction} R5 ;\n"
+    held = check_cuda.read_instructions(sass)[NAME]
+    wrong = [(NAME, check_cuda.FLOATS)] if float_atomic else []
+    assert check_cuda.objections(NAME, held) == wrong
+
+
+def test_what_a_kernel_lacks_is_objected_to() -> None:
+    assert check_cuda.objections(NAME, set()) == [(NAME, f"no {check_cuda.LOAD}")]
+
+
+def cubin(*sections: tuple[str, bytes]) -> bytes:
+    """An ELF file with these sections, as read_threads reads it."""
+    parts = [("", b""), *sections]
+    names = b"".join(name.encode() + b"\0" for name, _ in parts) + b".names\0"
+    parts.append((".names", names))
+    body, heads = b"", b""
+    for name, content in parts:
+        at = names.index(name.encode() + b"\0")
+        heads += struct.pack("<I20xQQ24x", at, 64 + len(body), len(content))
+        body += content
+    counts = struct.pack("<HH", len(parts), len(parts) - 1)
+    return bytes(40) + struct.pack("<Q", 64 + len(body)) + bytes(12) + counts + body + heads
+
+
+def test_threads_of_a_block_are_read() -> None:
+    """Attributes of other forms and numbers stand around the one that tells."""
+    other, length = struct.pack("<BBH", 3, 5, 99), struct.pack("<BBHI", 4, 0x17, 4, 7)
+    threads = struct.pack("<BBHIII", 4, 5, 12, 128, 2, 1)
+    built = cubin((".nv.info", threads), (f".nv.info.{SYMBOL}", other + length + threads + other))
+    assert check_cuda.read_threads(built) == {SYMBOL: 256}
+
+
+@pytest.mark.parametrize(
+    ("registers", "shared", "threads", "architecture", "warps"),
+    [
+        (32, 0, 256, "sm_80", 64),
+        (63, 0, 128, "sm_90a", 32),
+        (84, 4096, 256, "sm_80", 16),
+        (104, 25600, 256, "sm_90a", 16),
+        (237, 0, 256, "sm_90a", 8),
+        (32, 50000, 128, "sm_120", 8),
+        (16, 0, 32, "sm_120", 24),
+    ],
+)
+def test_warps_that_a_multiprocessor_holds(
+    registers: int, shared: int, threads: int, architecture: str, warps: int
+) -> None:
+    usage: Usage = {"registers": registers, "shared": shared, "spills": 0, "threads": threads}
+    assert check_cuda.resident_warps(usage, architecture) == warps
 
 
 def test_names_tell_what_kernels_must_hold() -> None:
@@ -94,8 +163,8 @@ def test_another_compiler_is_not_compared(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_spills_and_narrow_loads_are_problems(monkeypatch: pytest.MonkeyPatch) -> None:
-    spilled: Usage = {"registers": 128, "shared": 0, "spills": 8}
-    lacks = [(NAME, check_cuda.LOAD)]
+    spilled: Usage = {"registers": 128, "shared": 0, "spills": 8, "threads": 256}
+    lacks = [(NAME, f"no {check_cuda.LOAD}")]
     monkeypatch.setattr(check_cuda, "compile_one", lambda *_: ({NAME: spilled}, lacks))
     monkeypatch.setattr(check_cuda, "nvcc_version", lambda _: "13.0.88")
     problems = check_cuda.measure("nvcc", None)[1]
