@@ -13,8 +13,10 @@ is narrow and costs next to nothing.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -137,8 +139,8 @@ class Gated(PathSum):
 
 class Runs(PathSum):
     """A path sum of which neighbours along one dimension are equal: in g a class token, then all
-    patch tokens. What is done to every entry alike is done once for each run; whoever reads the
-    mantissa has it written out.
+    patch tokens, or the rows of a map that see no padding. What is done to every entry alike is
+    done once for each run; whoever reads the mantissa has it written out.
 
     Args:
         once: the path sum with one entry along ``dim`` for each run.
@@ -157,10 +159,7 @@ class Runs(PathSum):
     def mantissa(self) -> Tensor:  # type: ignore[override]
         """Every entry."""
         if self._mantissa is None:
-            runs = zip(self.once.mantissa.split(1, self.dim), self.lengths, strict=True)
-            before, after = self.shape[: self.dim], self.shape[self.dim + 1 :]
-            written = [entry.expand(*before, length, *after) for entry, length in runs]
-            self._mantissa = torch.cat(written, self.dim)
+            self._mantissa = repeated(self.once.mantissa, self.dim, self.lengths)
         return self._mantissa
 
     @property
@@ -174,6 +173,14 @@ class Runs(PathSum):
         """Apply what treats every entry along ``dim`` alike, and by itself."""
         return Runs(function(self.once), self.dim, self.lengths)
 
+    def cut(self, ends: Sequence[int]) -> Runs:
+        """The same in more runs; ``ends`` says where they end, those of its own among them."""
+        own = list(accumulate(self.lengths))
+        counts = [bisect_right(ends, end) for end in own]
+        counts = [count - before for before, count in pairwise([0, *counts])]
+        lengths = [end - before for before, end in pairwise([0, *ends])]
+        return Runs(_each(self.once, self.dim, counts), self.dim, lengths)
+
     def times(self, factor: Tensor | float) -> PathSum:
         """As of any path sum."""
         along = self.dim - len(self.shape)
@@ -186,20 +193,44 @@ class Runs(PathSum):
         return self.through(lambda once: once.normalised())
 
 
+def repeated(entries: Tensor, dim: int, counts: Sequence[int]) -> Tensor:
+    """Every entry along a dimension as often as ``counts`` says, one after the other."""
+    pieces, begin = [], 0
+    for i, count in enumerate(counts):
+        if count != 1:
+            pieces += [entries.narrow(dim, begin, i - begin)] if i > begin else []
+            sizes = [-1] * entries.dim()
+            sizes[dim] = count
+            pieces.append(entries.narrow(dim, i, 1).expand(sizes))
+            begin = i + 1
+    if begin < len(counts):
+        pieces.append(entries.narrow(dim, begin, len(counts) - begin))
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim)
+
+
+def _each(path: PathSum, dim: int, counts: Sequence[int]) -> PathSum:
+    """`repeated`, of a path sum that may have runs along other dimensions."""
+    if isinstance(path, Runs):
+        return path.through(lambda once: _each(once, dim, counts))
+    return path.map(lambda m: repeated(m, dim, counts))
+
+
 def total(terms: Sequence[PathSum]) -> PathSum:
     """Sum of path sums, exponents aligned to the largest; narrow where all terms are, and in runs
-    where they have the same."""
+    where all have them."""
     for like in terms:
         if isinstance(like, Runs) and all(_goes_with(term, like) for term in terms):
-            once = [term.once if isinstance(term, Runs) else term for term in terms]
-            return Runs(total(once), like.dim, like.lengths)
+            runs = [term for term in terms if isinstance(term, Runs)]
+            ends = sorted({end for term in runs for end in accumulate(term.lengths)})
+            once = [term.cut(ends).once if isinstance(term, Runs) else term for term in terms]
+            return Runs(total(once), like.dim, like.cut(ends).lengths)
     exponent, mantissas = aligned(terms)
     return PathSum(reduce(torch.add, mantissas), exponent)
 
 
 def _goes_with(term: PathSum, like: Runs) -> bool:
     if isinstance(term, Runs):
-        return (term.dim, term.lengths) == (like.dim, like.lengths)
+        return term.dim == like.dim and term.shape[like.dim] == like.shape[like.dim]
     return len(term.shape) == len(like.shape) and term.shape[like.dim] == 1
 
 

@@ -118,7 +118,7 @@ def _fused(name: str, kind_of: Callable[..., Kind]) -> Callable[..., Any]:
 
     def activation(network: Network, func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
         z, path = input.value, input.path
-        if path is None or not _goes_with(z, path.mantissa) or not network.gates:
+        if path is None or not network.gates or not _goes_with(z, path.mantissa):
             return apart(network, func, input, *args, **kwargs)
         inplace = in_place_target(func, (input, *args), kwargs) is not None
         inplace = inplace and not network.differentiate

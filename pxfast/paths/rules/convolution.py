@@ -5,6 +5,7 @@ Where no mask is, h needs one convolution per group with ones, however many chan
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 from pxfast.paths.network import Network
 from pxfast.paths.pathsum import PathSum
 from pxfast.paths.registry import rule
+from pxfast.paths.rules.edges import slid
 from pxfast.paths.rules.geometry import Convolution, Ints
 from pxfast.paths.rules.heads import is_attention, mixed_heads
 from pxfast.paths.rules.linear import applied
@@ -127,12 +129,7 @@ def convolution_path(
         return None if result is None else result.map(lambda m: m.squeeze(0))
     space = range(2, len(shape))
     if network.squares:
-        note_use(weight, path)
-        mantissa = path.widened(shape, [1, *space])
-        if path.mantissa[0, 0].numel() == 1 and geometry.is_even():  # all positions are alike
-            mantissa = path.widened(shape, [1]).expand(-1, -1, *geometry.reach(weight.theta.shape))
-        result = SquaredConvolution.apply(mantissa, network.anchor, weight, geometry, None)
-        return PathSum(result, path.exponent).normalised()
+        return _squared(network, path, shape, weight, geometry).normalised()
     if weight.mask is None:
         return ones_convolution(path, shape, weight.theta.shape, geometry).normalised()
     mantissa = path.widened(shape, [1, *space])
@@ -151,6 +148,27 @@ def convolution_path(
         return geometry(x, weight)
 
     return PathSum(between(channels, convolve, mantissa, mask, None), path.exponent).normalised()
+
+
+def _squared(
+    network: Network, path: PathSum, shape: torch.Size, weight: Weight, geometry: Convolution
+) -> PathSum:
+    """The path sum behind a convolution with θ²·M; in g once for all positions that are alike."""
+    note_use(weight, path)
+    space = range(2, len(shape))
+
+    def convolve(x: Tensor) -> Tensor:
+        x = x.expand(-1, shape[1], *[-1] * len(space))
+        return SquaredConvolution.apply(x, network.anchor, weight, geometry, None)  # type: ignore[no-any-return]
+
+    noting = weight.weights.purpose == "structure"  # where cotangents arrive, entry by entry
+    if geometry.transposed or (noting and not (_is_constant(path) and geometry.is_even())):
+        return PathSum(convolve(path.widened(shape, space)), path.exponent)
+    return slid(path, shape, geometry.windows(weight.theta.shape), convolve)
+
+
+def _is_constant(path: PathSum) -> bool:
+    return math.prod(path.shape[2:]) == 1
 
 
 def between(

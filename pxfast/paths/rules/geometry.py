@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pxfast import ops
+from pxfast.paths.rules.edges import Window
 from pxfast.paths.shapes import convolution_shape
 from pxfast.paths.weight import Weight
 
@@ -61,11 +62,13 @@ class Convolution:
         _, padding, _, transposed, _ = self.arguments
         return not transposed and not any(padding)
 
-    def reach(self, weight: torch.Size) -> tuple[int, ...]:
-        """The extent of one window."""
-        dilation = self.arguments[2]
-        sizes = zip(dilation, weight[2:], strict=True)
-        return tuple(step * (size - 1) + 1 for step, size in sizes)
+    def windows(self, weight: torch.Size) -> list[Window]:
+        """How the kernel slides over each dimension of space."""
+        sizes = zip(*self.arguments[:3], weight[2:], strict=True)
+        return [
+            Window(stride, padding, dilation * (size - 1) + 1)
+            for stride, padding, dilation, size in sizes
+        ]
 
     def over_window(self, x: Tensor, kernel: Ints) -> Tensor:
         """The sum over the window of a kernel, channel by channel of [N, C, *space]."""

@@ -18,6 +18,7 @@ from pxfast.paths.pathsum import PathSum, total
 from pxfast.paths.registry import rule, spellings
 from pxfast.paths.rules.activation import clamp
 from pxfast.paths.rules.arithmetic import path_of, reduced_dims, sum_over
+from pxfast.paths.rules.edges import Window, slid
 
 Pool = Callable[..., Tensor]
 _CONVOLUTION: dict[int, Pool] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -86,9 +87,7 @@ def _window_sum(
     """Sum over each window: a convolution with ones, one channel at a time."""
     kernel, padding, dilation = (_tuple(value, dims) for value in (kernel_size, padding, dilation))
     stride = kernel if stride is None or stride == [] else _tuple(stride, dims)
-    mantissa = x.path.widened(x.value.shape, range(-dims, 0))
-    lead, space = mantissa.shape[:-dims], mantissa.shape[-dims:]
-    sizes = shape[-dims:]
+    space, sizes = x.value.shape[-dims:], shape[-dims:]
     extra = [  # ceil_mode: windows that start inside but end beyond the padding
         max(
             0,
@@ -101,11 +100,21 @@ def _window_sum(
         for i in range(dims)
     ]
     pad = [amount for i in reversed(range(dims)) for amount in (padding[i], padding[i] + extra[i])]
-    padded = F.pad(mantissa.reshape(-1, 1, *space), pad)
-    ones = padded.new_ones((1, 1, *kernel))
-    sums = _CONVOLUTION[dims](padded, ones, stride=stride, dilation=dilation)
-    sums = sums[(..., *(slice(size) for size in sizes))]
-    return PathSum(sums.reshape(*lead, *sizes), x.path.exponent)
+
+    def sums(mantissa: Tensor) -> Tensor:
+        lead = mantissa.shape[:-dims]
+        padded = F.pad(mantissa.reshape(-1, 1, *mantissa.shape[-dims:]), pad)
+        ones = padded.new_ones((1, 1, *kernel))
+        summed = _CONVOLUTION[dims](padded, ones, stride=stride, dilation=dilation)
+        summed = summed[(..., *(slice(size) for size in sizes))]
+        return summed.reshape(*lead, *summed.shape[-dims:])
+
+    if any(extra):
+        return PathSum(sums(x.path.widened(x.value.shape, range(-dims, 0))), x.path.exponent)
+    windows = [
+        Window(stride[i], padding[i], dilation[i] * (kernel[i] - 1) + 1) for i in range(dims)
+    ]
+    return slid(x.path, x.value.shape, windows, sums)
 
 
 def _average_pool(dims: int) -> Callable[..., Any]:
