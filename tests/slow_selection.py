@@ -7,9 +7,15 @@ import math
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
+import pytest
 import torch
+from hypothesis import assume
 from hypothesis import strategies as st
 from torch import Tensor
+
+from pxfast.errors import MaskError
+from pxfast.patterns import Pattern
+from pxfast.selection import Scores
 
 # Many ties, zeros of both signs, magnitudes that float32 cannot add.
 POOL = [0.0, -0.0, 0.25, 0.5, 1.0, 1.0, 3.0, -2.0, 2.0**40, 2.0**-30, 1.1, 0.1]
@@ -30,6 +36,7 @@ class Layers:
     """Scores and earlier masks as plain lists, and what is selected from them."""
 
     def __init__(self, scores: Mapping[str, Tensor], alive: Mapping[str, Tensor]) -> None:
+        self.given = scores, alive
         self.shapes = {name: score.shape for name, score in scores.items()}
         self.scores = {name: score.double().flatten().tolist() for name, score in scores.items()}
         self.alive = {
@@ -82,6 +89,32 @@ class Layers:
             ).view(shape)
             for name, shape in self.shapes.items()
         }
+
+
+def check_selection(
+    data: st.DataObject,
+    slow: Layers,
+    units: list[Unit],
+    min_density: float | None,
+    pattern: Pattern | None = None,
+    rest: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Of a drawn number of units the same are kept, or none can be kept; `rest` are the masks of
+    layers without units."""
+    living = sum(unit.alive for unit in units)
+    assume(living)
+    count = data.draw(st.integers(1, living))
+    expected = slow.keep(units, count, min_density)
+    scores, alive = slow.given
+    options = {"density": count / len(units), "min_density": min_density, "masks": alive}
+    if expected is None:
+        with pytest.raises(MaskError, match=r"but min_density reserves \d+"):
+            Scores(scores).masks(pattern=pattern, **options)
+        return
+    masks = Scores(scores).masks(pattern=pattern, **options)
+    assert_same(masks, expected | dict(rest or {}))
+    if pattern is None:
+        assert masks.kept == count
 
 
 def n_of_m(scores: Tensor, alive: Tensor | None, n: int, m: int) -> Tensor:

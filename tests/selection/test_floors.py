@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from slow_selection import Layers, assert_same, layers
+from slow_selection import Layers, check_selection, layers
 
 from pxfast.errors import MaskError
 from pxfast.selection import Scores
@@ -15,21 +15,8 @@ from pxfast.selection import Scores
 @settings(max_examples=60, deadline=None)
 @given(layers(), st.data(), st.sampled_from([1e-9, 0.07, 0.25, 0.3, 0.5, 1.0]))
 def test_equals_floors_first_then_a_stable_sort(case, data, min_density):
-    scores, alive = case
-    slow = Layers(scores, alive)
-    units = slow.single_weights()
-    living = sum(unit.alive for unit in units)
-    assume(living)
-    count = data.draw(st.integers(1, living))
-    expected = slow.keep(units, count, min_density)
-    options = {"density": count / len(units), "min_density": min_density, "masks": alive}
-    if expected is None:
-        with pytest.raises(MaskError, match=r"but min_density reserves \d+"):
-            Scores(scores).masks(**options)
-    else:
-        masks = Scores(scores).masks(**options)
-        assert masks.kept == count
-        assert_same(masks, expected)
+    slow = Layers(*case)
+    check_selection(data, slow, slow.single_weights(), min_density)
 
 
 def test_every_layer_keeps_its_floor():

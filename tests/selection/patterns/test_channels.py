@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from slow_selection import Layers, assert_same, layers
+from slow_selection import Layers, check_selection, layers
 from torch import nn
 
 import pxfast
@@ -17,19 +17,8 @@ from pxfast.patterns import Channels
 @settings(max_examples=60, deadline=None)
 @given(layers(), st.data(), st.sampled_from([None, None, 0.01, 0.3]))
 def test_equals_a_stable_sort_of_exact_sums(case, data, min_density):
-    scores, alive = case
-    slow = Layers(scores, alive)
-    units = slow.output_channels()
-    living = sum(unit.alive for unit in units)
-    assume(living)
-    count = data.draw(st.integers(1, living))
-    expected = slow.keep(units, count, min_density)
-    options = {"density": count / len(units), "min_density": min_density, "masks": alive}
-    if expected is None:
-        with pytest.raises(MaskError, match=r"but min_density reserves \d+"):
-            pxfast.Scores(scores).masks(pattern=Channels(), **options)
-    else:
-        assert_same(pxfast.Scores(scores).masks(pattern=Channels(), **options), expected)
+    slow = Layers(*case)
+    check_selection(data, slow, slow.output_channels(), min_density, Channels())
 
 
 def test_the_density_is_that_of_channels():

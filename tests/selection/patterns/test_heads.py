@@ -6,9 +6,9 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from slow_selection import POOL, Layers, assert_same
+from slow_selection import POOL, Layers, check_selection
 from torch import nn
 
 import pxfast
@@ -95,17 +95,8 @@ def test_equals_a_stable_sort_of_exact_sums(case, data, min_density):
     slow, first = Layers(scores, alive), [name[0] for name in scores]
     order = sorted(weights, key=lambda head: (first.index(head[0]), head[1]))
     units = [slow.unit(layer, weights[layer, head]) for layer, head in order]
-    living = sum(unit.alive for unit in units)
-    assume(living)
-    count = data.draw(st.integers(1, living))
-    expected = slow.keep(units, count, min_density)
-    options = {"density": count / len(units), "min_density": min_density, "masks": alive}
-    if expected is None:
-        with pytest.raises(MaskError, match=r"but min_density reserves \d+"):
-            pxfast.Scores(scores).masks(pattern=Heads(layouts), **options)
-    else:
-        expected["fc"] = alive.get("fc", torch.ones(2, 3)).bool()
-        assert_same(pxfast.Scores(scores).masks(pattern=Heads(layouts), **options), expected)
+    rest = {"fc": alive.get("fc", torch.ones(2, 3)).bool()}
+    check_selection(data, slow, units, min_density, Heads(layouts), rest)
 
 
 @pytest.mark.parametrize("kind", ATTENTION)
