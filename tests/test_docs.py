@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ from pathlib import Path
 import pytest
 
 import pxfast
+from bench import run
 from bench._libraries import load
+from pxfast.cli.parser import build_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -108,6 +111,21 @@ def test_make_targets_in_documents_exist() -> None:
     for path in DOCUMENTS:
         named = set(re.findall(r"(?:^|`)make ([a-z-]+)", text_of(path), re.MULTILINE))
         assert named <= targets, path.name
+
+
+def test_commands_in_documents_parse() -> None:
+    """Of pxfast in code blocks, of benchmarks anywhere, in the Makefile too."""
+    texts = [text_of(path) for path in DOCUMENTS]
+    blocks = "\n".join(code for text in texts for _, code in FENCED.findall(text))
+    own = re.findall(r"^pxfast (.+)$", blocks, re.MULTILINE)
+    everything = "\n".join([*texts, text_of(ROOT / "Makefile").replace("\\\n", " ")])
+    benchmarks = set(re.findall(r"python bench/run\.py ([a-z][^`\n|]*)", everything))
+    assert len(own) >= 4 and len(benchmarks) >= 20
+    for arguments in own:
+        build_parser().parse_args(shlex.split(arguments))
+    parser = run.parser()
+    for arguments in benchmarks:
+        parser.parse_args(shlex.split(arguments))
 
 
 def test_files_named_in_documents_exist() -> None:
