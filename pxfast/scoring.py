@@ -113,6 +113,8 @@ class Scorer:
         self.model, self.data, self.criterion, self.options = model, data, criterion, options
         self._structure: Structure | None = None
         self._rows: tuple[dict[str, Tensor] | None, dict[str, int]] = (None, {})
+        self._exact: set[str] = set()  # weights of which no square has become 0, and
+        self._versions = 0  # those of all parameters then
 
     def __call__(
         self, masks: Mapping[str, Tensor] | None = None, progress: bool | None = None
@@ -135,7 +137,10 @@ class Scorer:
             self._structure = passes.structure  # fewer weights will not make the data cancel again
         provenance = {"pxfast": __version__, "criterion": self.criterion}
         provenance["batchnorm"] = self.options.get("batchnorm", "running")
-        return _assembled(passes.weights, ranges, provenance | found)
+        versions = sum(parameter._version for parameter in passes.model.parameters())
+        if versions != self._versions:
+            self._exact, self._versions = set(), versions
+        return _assembled(passes.weights, ranges, self._exact, provenance | found)
 
 
 Ranges = dict[str, tuple[float, float]]  # the smallest and the largest score by weight
@@ -221,8 +226,11 @@ def _check_underflow(passes: Passes, ranges: Ranges, again: Callable[[], Any]) -
         )
 
 
-def _assembled(weights: Weights, ranges: Ranges, provenance: dict[str, Any]) -> Scores:
-    """Scores in parameter order, what was left out, and what rounded to 0."""
+def _assembled(
+    weights: Weights, ranges: Ranges, exact: set[str], provenance: dict[str, Any]
+) -> Scores:
+    """Scores in parameter order, what was left out, and what rounded to 0: looked for unless all
+    scores are positive or the weight is among the ``exact``, to which this adds."""
     model = weights.model
     names = [name for name, _ in named_weights(model)]
     scored = [
@@ -245,8 +253,10 @@ def _assembled(weights: Weights, ranges: Ranges, provenance: dict[str, Any]) -> 
             f"the weights that shape them score 0: {', '.join(dict.fromkeys(weights.dead))}",
             stacklevel=4,
         )
-    counts = {name: _underflowed(weights, name) for name in scored if not ranges[name][0] > 0}
+    doubtful = [name for name in scored if not (name in exact or ranges[name][0] > 0)]
+    counts = {name: _underflowed(weights, name) for name in doubtful}
     lost = {name: count for name, count in counts.items() if count}
+    exact.update(counts.keys() - lost.keys())
     dead = list(dict.fromkeys(weights.dead))
     provenance |= {"underflowed": lost, "unused": unused, "dead_gates": dead}
     finite = all(map(math.isfinite, (end for name in scored for end in ranges[name])))
@@ -255,8 +265,7 @@ def _assembled(weights: Weights, ranges: Ranges, provenance: dict[str, Any]) -> 
 
 
 def _underflowed(weights: Weights, name: str) -> int:
-    """How many kept weights are not 0 although their squares are: none where all scores are
-    positive."""
+    """How many kept weights are not 0 although their squares are."""
     return underflowed(weights.theta(name), weights.used[name].mask, weights.dtype)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import Any
 
 import nets
 import pytest
@@ -13,6 +14,7 @@ from tolerances import SMALL_NET, close
 from torch import nn
 
 import pxfast
+from pxfast import scoring
 from pxfast.errors import RangeError
 
 F32 = torch.float32
@@ -92,3 +94,30 @@ def test_autocast_rounds_gates_only(resnet, images):
         warnings.simplefilter("error")
         skipped = pxfast.score(resnet, images)
     assert_bit_equal(skipped, pxfast.score(resnet, images))
+
+
+def test_a_scorer_counts_underflow_under_every_mask_and_reads_exact_weights_once(monkeypatch):
+    model = nets.mlp(seed=0)
+    first, second, _ = (module.weight for module in model if isinstance(module, torch.nn.Linear))
+    with torch.no_grad():
+        first[0, :2] = 1e-30  # their squares round to 0 in float32
+    masks = {name: torch.ones_like(p).bool() for name, p in model.named_parameters() if p.dim() > 1}
+    for mask in masks.values():
+        mask[1, 1] = False
+    read: list[torch.Tensor] = []
+    count = scoring.underflowed
+
+    def spy(theta: torch.Tensor, *rest: Any) -> int:
+        read.append(theta)
+        return count(theta, *rest)
+
+    monkeypatch.setattr(scoring, "underflowed", spy)
+    scorer = scoring.Scorer(model, nets.random_batch((4,), 3))
+    assert scorer(masks).provenance["underflowed"] == {"0.weight": 2}
+    masks["0.weight"][0, 0] = False
+    assert scorer(masks).provenance["underflowed"] == {"0.weight": 1}
+    seen = [tensor.data_ptr() for tensor in read]
+    assert seen.count(first.data_ptr()) == 2 and seen.count(second.data_ptr()) == 1
+    with torch.no_grad():
+        second[0, 0] = 1e-30  # as training may do between two scores
+    assert scorer(masks).provenance["underflowed"] == {"0.weight": 1, "2.weight": 1}
