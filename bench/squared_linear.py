@@ -1,6 +1,7 @@
 """squared_linear and its backward against eager torch, and the share of the bandwidth they reach.
 
-Forward, backward and saliency of one linear layer in float32. A call's weight and saliency come
+Forward, backward and saliency of one linear layer in float32; the saliency is written, as the first
+one of a weight is, not added to what it holds. A call's weight and saliency come
 from a ring whose weights alone fill the last-level cache four times, so that every call reads
 memory. pxfast, eager torch and a copy of as many bytes as one weight are timed in turn in one
 process.
@@ -45,7 +46,7 @@ def measure(arguments: argparse.Namespace) -> Result:
         rows=rows,
         notes=[
             "× eager is eager torch's time in ours, medians and in brackets the quartiles. GB/s "
-            "counts W read in each pass and saliency read and written; a copy reads and writes.",
+            "counts W read in each pass and saliency written; a copy reads and writes.",
         ],
     )
 
@@ -63,7 +64,7 @@ class Layer:
 
     def backward(self, x: Tensor, dy: Tensor) -> Tensor:
         """dx, and the saliency, by pxfast."""
-        return ops.squared_linear_backward(dy, x, self.weight, None, self.saliency)
+        return ops.squared_linear_backward(dy, x, self.weight, None, self.saliency, add=False)
 
     def eager_forward(self, x: Tensor, dy: Tensor) -> Tensor:
         """y by torch, which keeps the squares for the backward."""
@@ -73,7 +74,7 @@ class Layer:
     def eager_backward(self, x: Tensor, dy: Tensor) -> Tensor:
         """dx, and the saliency, by torch."""
         dx = dy @ self.squared
-        self.saliency.addcmul_(dy.T @ x, self.squared)
+        torch.mul(dy.T @ x, self.squared, out=self.saliency)
         self.squared = self.weight
         return dx
 
@@ -118,7 +119,7 @@ def _measure(ring: list[Layer], T: int, repeats: int) -> list[dict[str, object]]
 
 
 def _row(T: int, name: str, seconds: dict[str, list[float]], weight: Tensor) -> dict[str, object]:
-    reads_and_writes = {"forward": 1, "backward": 3, "both": 4}[name]  # of W's size
+    reads_and_writes = {"forward": 1, "backward": 2, "both": 3}[name]  # of W's size
     products = {"forward": 1, "backward": 2, "both": 3}[name]
     ours, copy = seconds[name], seconds["copy"]
     median = spread(ours)["median"]

@@ -13,7 +13,8 @@
 //   K   inputs                          mask     [O, K]  uint8_t, 0 or 1; nullptr: all ones
 //                                       y, dy    [T, O]  path
 //                                       dx       [T, K]  path
-//                                       saliency [O, K]  path, added to; on a CPU written where `add` is false
+//                                       saliency [O, K]  path, added to; on a CPU written where `add` is
+//                                       false
 //
 // Types: path is double where weight is f64, and float otherwise (weight f32, bf16 or f16; squared in float).
 // Layout: every array is row-major and contiguous, and aligned to its element only. No array overlaps

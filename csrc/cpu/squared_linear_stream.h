@@ -45,8 +45,8 @@ inline void stream(const Forward<weight>& f, int64_t t, int64_t o) {
   }
 }
 
-// dx[t … t + N − 1, :] and saliency[o … o + R − 1, :] += what these rows of x and of the weight add; the first
-// rows of x may write the saliency instead, which spares reading it
+// dx[t … t + N − 1, :] and saliency[o … o + R − 1, :] += what these rows of x and of the weight add; the
+// first rows of x may write the saliency instead, which spares reading it
 template <int R, int N, class weight>
 inline void stream(const Backward<weight>& b, Path<weight>* dx, int64_t t, int64_t o) {
   using path = Path<weight>;

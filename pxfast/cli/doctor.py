@@ -14,7 +14,7 @@ from pxfast.ops._declare import kernels_of
 
 USAGE = "[--debug]"
 SUMMARY = "what runs here"
-TEXT = "Prints versions, what was built, devices, instruction set, and what runs each operation."
+TEXT = "Prints versions, what was built, devices, instruction set, and what runs each op or why."
 EXAMPLES = ""
 
 _PACKAGES = ("torch", "numpy", "safetensors", "tqdm", "scikit-learn", "matplotlib", "pillow")
