@@ -5,14 +5,19 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import pytest
 import torch
 from backends import Backend
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pxfast.ops import Bins, Threshold, narrow, select_threshold
+from pxfast.ops import Bins, Threshold, narrow, select_threshold, write_masks
 
 op_module = sys.modules[select_threshold.__module__]  # its name in pxfast.ops is the function's
+FAKES = {
+    "score_histogram": op_module._fake,
+    "write_masks": sys.modules[write_masks.__module__]._fake,
+}
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 Masks = list[Tensor | None]
@@ -74,6 +79,19 @@ def assert_same(got: list[Tensor], expected: list[Tensor]) -> None:
         assert mask.dtype == torch.bool
         assert mask.is_contiguous()
         assert torch.equal(mask, wanted)
+
+
+def assert_refused(
+    backend: Backend, op: str, arguments: tuple[list[Tensor], Masks, int, int, int], message: str
+) -> None:
+    """By the op's fake and by a backend, in the same words; without a tensor no device is found."""
+    calls = [lambda: FAKES[op](*arguments)]
+    if arguments[0]:
+        calls.append(lambda: backend(op, *arguments))
+    for call in calls:
+        with pytest.raises(ValueError) as error:
+            call()
+        assert str(error.value) == f"{op}: {message}"
 
 
 def many_decades(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from html import escape
 
 from pxfast.report.figures import Panel, lowest, panels
-from pxfast.report.layers import CUT_OFF, EMPTY_BRANCH, Report, Row
+from pxfast.report.layers import Report, Row
 
 _HEIGHT = 100  # of an SVG's own coordinates; a layer is 1 wide
 _LABELS = 6  # numbers below a chart
@@ -20,13 +20,6 @@ _LABELS = 6  # numbers below a chart
 def charts(report: Report) -> str:
     """Returns all charts of a report as HTML."""
     return "\n".join(_chart(panel, report.rows) for panel in panels(report))
-
-
-def mark_class(row: Row) -> str:
-    """Returns the CSS class that colours a layer: kept, legal or bad."""
-    if row.mark in (EMPTY_BRANCH, CUT_OFF):
-        return "legal"
-    return "bad" if row.mark else "kept"
 
 
 def _chart(panel: Panel, rows: Sequence[Row]) -> str:
@@ -54,7 +47,7 @@ def _chart(panel: Panel, rows: Sequence[Row]) -> str:
 
 def _layer(panel: Panel, row: Row, place: int, scale: _Scale) -> str:
     """A bar for what was there, one for what is left, and a text that hovering shows."""
-    kind = mark_class(row)
+    kind = row.standing
     mark = f", {row.mark}" if row.mark else ""
     told = f"{place + 1}. {row.name}: {panel.form(panel.value(row))}{mark}"
     parts = [f"<title>{escape(told)}</title>"]

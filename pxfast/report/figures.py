@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from pxfast._optional import require
-from pxfast.report.layers import CUT_OFF, EMPTY_BRANCH, Report, Row
+from pxfast.report.layers import Report, Row
 from pxfast.report.text import count
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _LONGEST = 40  # characters of a name
 _LOG_FROM = 10  # highest over lowest positive value from which an axis is logarithmic
 
 _INK, _MUTED, _GRID = "#1f2933", "#9aa5b1", "#e4e7eb"
-_KEPT, _BRANCH, _BAD = "#2563a8", "#b7791f", "#c2410c"
+_COLOURS = {"kept": "#2563a8", "legal": "#b7791f", "bad": "#c2410c"}  # by a row's standing
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,10 @@ def _draw(axes: Axes, panel: Panel, rows: Sequence[Row], style: _Style) -> None:
     """One row per layer, the first on top, or one column per layer in order."""
     low = lowest(panel, rows)
     places = range(len(rows))
-    shown, colours = [max(panel.value(row), low) for row in rows], [_colour(row) for row in rows]
+    shown, colours = (
+        [max(panel.value(row), low) for row in rows],
+        [_COLOURS[row.standing] for row in rows],
+    )
     across = style is _ROWS
     lines, line = (axes.hlines, axes.axvline) if across else (axes.vlines, axes.axhline)
     if panel.behind is not None:
@@ -192,7 +195,7 @@ def _name_rows(axes: Sequence[Axes], rows: Sequence[Row]) -> None:
     texts = [_note(row) for row in rows]
     counts.set_yticks(places, texts, fontsize=7)
     for label, row in zip(counts.get_yticklabels(), rows, strict=True):
-        label.set_color(_colour(row) if row.mark else _INK)
+        label.set_color(_COLOURS[row.standing] if row.mark else _INK)
     counts.tick_params(length=0)
     counts.spines[:].set_visible(False)
 
@@ -212,7 +215,7 @@ def _dots(
         axes.scatter(
             [x[place] for place in chosen],
             [y[place] for place in chosen],
-            color=[_colour(rows[place]) for place in chosen],
+            color=[_COLOURS[rows[place].standing] for place in chosen],
             marker=marker,
             s=size,
             zorder=3,
@@ -247,12 +250,6 @@ def lowest(panel: Panel, rows: Sequence[Row]) -> float:
     if not positive or max(positive) < _LOG_FROM * min(positive):
         return 0.0
     return min(positive) / 2
-
-
-def _colour(row: Row) -> str:
-    if row.mark in (EMPTY_BRANCH, CUT_OFF):
-        return _BRANCH
-    return _BAD if row.mark else _KEPT
 
 
 def _tick(value: float) -> str:

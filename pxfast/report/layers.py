@@ -59,6 +59,13 @@ class Row:
         return self.kept / self.weights if self.weights else 1.0
 
     @property
+    def standing(self) -> str:
+        """What charts colour it by: "kept", "legal" where the mark does no harm, or "bad"."""
+        if self.mark in (EMPTY_BRANCH, CUT_OFF):
+            return "legal"
+        return "bad" if self.mark else "kept"
+
+    @property
     def flops_kept(self) -> int | None:
         """Operations with kept weights: all weights of a layer take part in equally many."""
         if self.flops is None:

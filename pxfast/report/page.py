@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from pxfast.report.charts import charts, mark_class
+from pxfast.report.charts import charts
 from pxfast.report.figures import headline
 from pxfast.report.layers import Report, Row
 from pxfast.report.text import count, legend, percent
@@ -92,7 +92,7 @@ def _tiles(report: Report) -> str:
 
 def _legend(report: Report) -> str:
     """What columns and marks mean; nothing if there is nothing to explain."""
-    kinds = {row.mark: mark_class(row) for row in report.rows}
+    kinds = {row.mark: row.standing for row in report.rows}
     lines = [
         f'<dt class="{kinds.get(name, "")}">{escape(name)}</dt><dd>{escape(meaning)}</dd>'
         for name, meaning in legend(report).items()
@@ -127,7 +127,7 @@ def _row(report: Report, row: Row, place: int) -> str:
         cells += [_cell(value, count(value)) for value in (row.flops, row.flops_kept)]
     if report.has_path_mass:
         cells.append(_cell(row.path_mass, percent(row.path_mass), row.path_mass))
-    cells.append(f'<td class="{mark_class(row)}">{escape(row.mark)}</td>')
+    cells.append(f'<td class="{row.standing}">{escape(row.mark)}</td>')
     return f"<tr>{''.join(cells)}</tr>"
 
 

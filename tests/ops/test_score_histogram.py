@@ -9,6 +9,7 @@ import torch
 from backends import Backend
 from selecting import (
     DTYPES,
+    assert_refused,
     count_alive,
     many_decades,
     op_module,
@@ -169,14 +170,7 @@ BAD = {
 def test_bad_input_gives_the_same_error_everywhere(backend: Backend, bad: str):
     if backend.device == "emulated":
         return  # checks are the binding's, which it goes around
-    arguments, message = BAD[bad]
-    if bad != "no tensor":  # which no device is found for
-        with pytest.raises(ValueError) as error:
-            backend("score_histogram", *arguments)
-        assert str(error.value) == f"score_histogram: {message}"
-    with pytest.raises(ValueError) as error:
-        op_module._fake(*arguments)
-    assert str(error.value) == f"score_histogram: {message}"
+    assert_refused(backend, "score_histogram", *BAD[bad])
 
 
 def test_bad_device():

@@ -7,7 +7,16 @@ import math
 import pytest
 import torch
 from backends import Backend
-from selecting import DTYPES, Masks, assert_same, by_stable_sort, many_decades, select, write
+from selecting import (
+    DTYPES,
+    Masks,
+    assert_refused,
+    assert_same,
+    by_stable_sort,
+    many_decades,
+    select,
+    write,
+)
 from torch import Tensor
 
 import pxfast.reference.select_threshold as keys_of
@@ -181,25 +190,7 @@ BAD = {
 def test_bad_input_gives_the_same_error_everywhere(backend: Backend, bad: str):
     if backend.device == "emulated":
         return  # checks are the binding's, which it goes around
-    arguments, message = BAD[bad]
-    calls = [lambda: torch.ops.pxfast.write_masks(*on_meta(arguments))]
-    if bad != "no tensor":  # which no device is found for
-        calls.append(lambda: backend("write_masks", *arguments))
-    else:
-        calls.clear()
-    for call in calls:
-        with pytest.raises(ValueError) as error:
-            call()
-        assert str(error.value) == f"write_masks: {message}"
-
-
-def on_meta(arguments: tuple) -> tuple:
-    scores, alive, *numbers = arguments
-    return (
-        [score.to("meta") for score in scores],
-        [None if mask is None else mask.to("meta") for mask in alive],
-        *numbers,
-    )
+    assert_refused(backend, "write_masks", *BAD[bad])
 
 
 def test_opcheck(device: torch.device):
