@@ -168,8 +168,8 @@ class Network:
         self, path: PathSum | None, squared_factor: Callable[[], Tensor | float]
     ) -> PathSum | None:
         """The path times a squared constant or learned scale where weights count as θ² (g, J);
-        times 1 in h."""
-        if path is None or not self.squares:
+        times 1 in h, and in the structure pass, to which a scale of 0 is a path."""
+        if path is None or not self.squares or self.weights.purpose == "structure":
             return path
         factor = squared_factor()
         return path.times(self.like_path(factor) if isinstance(factor, Tensor) else factor)

@@ -33,7 +33,7 @@ class Entries:
 
     def total(self) -> PathSum:
         """Their sum, a scalar in float64."""
-        return self.path.map(lambda m: _repeated(m.sum(dtype=torch.float64), m, self.shape))
+        return self.path.summed(self.shape)
 
     def entries(self) -> Entries:
         """Themselves."""
@@ -71,11 +71,19 @@ class Dots:
 
     def over(self, allowed: Tensor) -> PathSum:
         """Σ over the allowed (i, j), as Σ_c (allowedᵀ x)_jc y_cj."""
-        x, y = self.x.path.mantissa.double(), self.y.path.mantissa.double()
-        x = x.expand(*x.shape[:-2], self.shape[-2], x.shape[-1])
-        allowed = allowed.double().expand(*allowed.shape[:-2], *self.shape[-2:])
-        shape = (*self.shape[:-2], self.x.shape[-1], self.shape[-1])
-        return self._sum((x.mT @ allowed) * y, shape)
+        dims = len(self.shape)
+        x, y, counts = (_with_dims(tensor.double(), dims) for tensor in (
+            self.x.path.mantissa, self.y.path.mantissa, allowed
+        ))  # fmt: skip
+        for dim in range(dims):  # what both factors are constant in is counted
+            others = [x.shape[dim]] * (dim != dims - 1) + [y.shape[dim]] * (dim != dims - 2)
+            if all(size == 1 for size in others):
+                repeats = self.shape[dim] if counts.shape[dim] == 1 else 1
+                counts = counts.sum(dim, keepdim=True) * repeats
+        counts = counts.expand(*counts.shape[:-2], x.shape[-2], counts.shape[-1])
+        terms = (x.mT @ counts) * y
+        channels = self.x.shape[-1] if terms.shape[-2] == 1 else 1
+        return self._at(terms.sum() * channels)
 
     def entries(self) -> Entries:
         """All of them, [..., T, S]."""
@@ -169,6 +177,10 @@ def _summed(entries: Entries, dim: int) -> Tensor:
     mantissa = entries.path.mantissa
     repeats = entries.shape[dim] if mantissa.shape[dim] == 1 else 1
     return mantissa.sum(dim, keepdim=True, dtype=torch.float64) * repeats
+
+
+def _with_dims(tensor: Tensor, dims: int) -> Tensor:
+    return tensor[(None,) * (dims - tensor.dim())]
 
 
 def _repeated(total: Tensor, narrow: Tensor, shape: Shape) -> Tensor:

@@ -58,6 +58,11 @@ class PathSum:
         """Apply a *linear* function to the mantissa; the exponent stays."""
         return PathSum(linear(self.mantissa), self.exponent)
 
+    def summed(self, shape: Sequence[int]) -> PathSum:
+        """The sum over all entries of the full shape, a scalar in float64."""
+        repeats = math.prod(shape) / max(1, self.mantissa.numel())
+        return self.map(lambda m: m.sum(dtype=torch.float64) * repeats)
+
     def times(self, factor: Tensor | float) -> PathSum:
         """Multiply by a squared gate or a squared constant, broadcast over the narrow
         dimensions."""
@@ -180,6 +185,13 @@ class Runs(PathSum):
         counts = [count - before for before, count in pairwise([0, *counts])]
         lengths = [end - before for before, end in pairwise([0, *ends])]
         return Runs(_each(self.once, self.dim, counts), self.dim, lengths)
+
+    def summed(self, shape: Sequence[int]) -> PathSum:
+        """As of any path sum."""
+        rest = [1 if dim == self.dim else size for dim, size in enumerate(shape)]
+        runs = zip(self.once.mantissa.split(1, self.dim), self.lengths, strict=True)
+        sums = [PathSum(entry, self.exponent).summed(rest).times(length) for entry, length in runs]
+        return total(sums)
 
     def times(self, factor: Tensor | float) -> PathSum:
         """As of any path sum."""

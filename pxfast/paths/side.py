@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pxfast.paths.names import described
 from pxfast.paths.opening import Opening
-from pxfast.paths.pathsum import Exponent, PathSum, larger, shifted
+from pxfast.paths.pathsum import Exponent, PathSum, Runs, larger, shifted
 from pxfast.paths.weight import Weight
 from pxfast.paths.weights import Weights
 
@@ -32,6 +32,9 @@ class Product:
     @classmethod
     def of(cls, opening: Opening, gated: PathSum, weights: Weights) -> tuple[Product, PathSum]:
         """Record a product; returns the gated path sum, whose cotangent measures the mass."""
+        if isinstance(gated, Runs):  # the cotangent of what is there once is that of the whole run
+            product, once = cls.of(opening, gated.once, weights)
+            return product, Runs(once, gated.dim, gated.lengths)
         ell = opening.ell()
         mass = torch.zeros((), dtype=torch.float64, device=ell.mantissa.device)
         product = cls(ell, mass, weights.module())

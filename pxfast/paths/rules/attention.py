@@ -54,7 +54,7 @@ def scaled_dot_product_attention(
     path, result = path_of(value), None
     if path is not None and not network.gates:
         assert opening.mean is not None
-        path = weighted(opening.mean, path, shape[-1])
+        path = weighted(network, opening.mean, path, shape[-1])
     elif path is not None and network.values:
         result, path = squared(network, query, key, value, attn_mask, is_causal, scale)
     elif path is not None:

@@ -16,6 +16,7 @@ from pxfast.errors import NoRuleError
 from pxfast.paths.network import Network
 from pxfast.paths.opening import Dots, Entries, Opening
 from pxfast.paths.pathsum import PathSum
+from pxfast.paths.rearranged import even
 from pxfast.paths.registry import rule, spellings
 from pxfast.paths.rules.arithmetic import (
     add,
@@ -95,9 +96,9 @@ def gated_matmul(network: Network, value: Any, x: Any, y: Any, left: bool) -> An
     weights, path = _weights(network, gate), gated.path
     size = gated.value.shape[-2 if left else -1]
     if left:
-        path = weighted(weights, path, size)
+        path = weighted(network, weights, path, size)
     else:
-        path = weighted(weights.mT, path.map(lambda m: m.mT), size).map(lambda m: m.mT)
+        path = weighted(network, weights.mT, path.map(lambda m: m.mT), size).map(lambda m: m.mT)
     return network.tensor(value, with_side_branch(network, gate, path.normalised()))
 
 
@@ -110,14 +111,16 @@ def _weights(network: Network, gate: Any) -> Tensor:
     return torch.ones([1] * gate.value.dim(), dtype=network.dtype, device=network.path_device)
 
 
-def weighted(weights: Tensor, path: PathSum, tokens: int) -> PathSum:
-    """Σ_j weights_ij path_j, for weights [..., T, S] and a path [..., S, D], both narrow."""
+def weighted(network: Network, weights: Tensor, path: PathSum, tokens: int) -> PathSum:
+    """Σ_j weights_ij path_j, for weights [..., T, S] and a path [..., S, D], both narrow. Where all
+    tokens have the same path sum, a mean of them is that, whichever of them are allowed."""
     if weights.shape[-1] == 1:
         shape = torch.Size((*path.mantissa.shape[:-2], tokens, path.mantissa.shape[-1]))
         rows = sum_over(path, shape, [path.mantissa.dim() - 2], True)
         return rows.map(lambda m: weights * m)
     if path.mantissa.shape[-2] == 1:
-        return path.map(lambda m: weights.sum(-1, keepdim=True) * m)
+        sums = weights.sum(-1, keepdim=True)
+        return path.map(lambda m: (sums if network.gates else even(sums)) * m)
     return path.map(lambda m: weights @ m)
 
 

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map_only
 from pxfast.errors import NoRuleError
 from pxfast.paths.network import NeedsValuesError, Network
 from pxfast.paths.pathsum import PathSum, Runs, aligned, narrow, total
+from pxfast.paths.rearranged import reshaped, turned
 from pxfast.paths.registry import rule, spellings
 from pxfast.paths.rules.activation import out_of_place
 from pxfast.paths.rules.arithmetic import is_logits, masked_logits, path_of
@@ -53,7 +54,12 @@ def move(network: Network, func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
         rest, named = tree_map_only(Tensor, lambda t: t.to(m.device), (args, kwargs))
         return function(m, *rest, **named)
 
-    return moved(network, x, network.value(function, x, *args, **kwargs), along)
+    value = network.value(function, x, *args, **kwargs)
+    if func.__name__ in ("reshape", "flatten", "unflatten", "ravel"):
+        return moved(network, x, value, lambda m: reshaped(m, value.shape))
+    if func.__name__ in ("roll", "flip") and (len(args) > 1 or "dims" in kwargs):
+        return moved(network, x, value, lambda m: turned(along, m))
+    return moved(network, x, value, along)
 
 
 @rule(Tensor.view, Tensor.view_as, Tensor.reshape_as, Tensor.expand_as, torch.view_copy)
@@ -64,7 +70,7 @@ def view(network: Network, func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
         raise NoRuleError("Tensor.view(dtype) reinterprets bits; it has no path")
     if func is Tensor.expand_as:
         return moved(network, x, value, lambda m: m.expand(value.shape))
-    return moved(network, x, value, lambda m: m.reshape(value.shape))
+    return moved(network, x, value, lambda m: reshaped(m, value.shape))
 
 
 def moved(network: Network, x: Any, value: Any, function: Callable[[Tensor], Any]) -> Any:
