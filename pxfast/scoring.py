@@ -171,18 +171,23 @@ def _px(passes: Passes, data: Any, progress: bool | None) -> tuple[dict[str, Any
 
 def _joint(passes: Passes, data: Any, progress: bool | None) -> tuple[dict[str, Any], Ranges]:
     """One pass over the data, forward and backward."""
-    stream = batches(progress_bar(data, "score", progress))
-    return _over_data(passes, data, passes.joint, stream)
+    first, stream = peeked(batches(progress_bar(data, "score", progress)))
+    open_gates = [] if brings_masks(first) else [lambda: passes.kernel(first, None)]
+    return _over_data(passes, data, passes.joint, stream, *open_gates)
 
 
 def _over_data(
-    passes: Passes, data: Any, run: Callable[[Iterable[Batch]], float], stream: Iterable[Batch]
+    passes: Passes,
+    data: Any,
+    run: Callable[[Iterable[Batch]], float],
+    stream: Iterable[Batch],
+    *without: Callable[[], Any],
 ) -> tuple[dict[str, Any], Ranges]:
-    """A pass whose backward needs the data."""
+    """A pass whose backward needs the data; those ``without`` it may find that no path is there."""
     log2 = run(stream)
     samples = passes.samples
     ranges = _ranges(passes.weights)
-    _check_underflow(passes, ranges, lambda: run(batches(data)))
+    _check_underflow(passes, ranges, *without, lambda: run(batches(data)))
     return {"samples": samples, "data_pass": "run", "log2_R": log2}, ranges
 
 
@@ -195,13 +200,14 @@ def _ranges(weights: Weights) -> Ranges:
     return found
 
 
-def _check_underflow(passes: Passes, ranges: Ranges, again: Callable[[], Any]) -> None:
+def _check_underflow(passes: Passes, ranges: Ranges, *again: Callable[[], Any]) -> None:
     """Refuse a layer whose scores are all 0 although paths run through it: its total left the range
     of the dtype.
 
     Only where a layer that keeps weights has nothing but zeros is the pass repeated, with every
     weight that is not 0 counted as 1, to see whether there are paths at all (an empty residual
-    branch has none).
+    branch has none). A pass over the data comes after one that opens every gate: where that finds
+    no path, there is none.
     """
     weights = passes.weights
     empty = [
@@ -212,10 +218,15 @@ def _check_underflow(passes: Passes, ranges: Ranges, again: Callable[[], Any]) -
     if not empty:
         return
     kept = dict(weights.saliency), dict(weights.used), set(weights.reached)
-    weights.forget()
     weights.purpose = "existence"
-    again()
-    lost = [name for name in empty if bool(weights.saliency[name].amax() > 0)]
+    lost = empty
+    for run in again:
+        weights.forget()
+        run()
+        found = weights.saliency
+        lost = [name for name in lost if name in found and bool(found[name].amax() > 0)]
+        if not lost:
+            break
     weights.purpose = "scores"
     weights.saliency, weights.used, weights.reached = kept[0], kept[1], kept[2]
     if lost:

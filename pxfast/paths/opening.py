@@ -9,15 +9,14 @@ branch.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from pxfast.paths.pathsum import PathSum, narrow
+from pxfast.paths.rearranged import Move
 
-Move = Callable[[Tensor], Tensor]
 Shape = tuple[int, ...]
 
 # An attention entry is forbidden if its mask lies this far, or further, below its row's maximum.
@@ -43,10 +42,9 @@ class Entries:
         """Their sum over the allowed entries."""
         return self.path.map(lambda m: (m.double() * allowed).expand(self.shape).sum())
 
-    def moved(self, move: Move) -> Entries:
-        """The same path sums where a movement of entries takes them."""
-        widened = self.path.map(lambda m: move(m.expand(self.shape)))
-        return Entries(widened.map(narrow), tuple(widened.mantissa.shape))
+    def moved(self, move: Move, shape: Shape) -> Entries:
+        """The same path sums where a movement of entries takes them, to a tensor of that shape."""
+        return Entries(self.path.map(lambda m: move(m, self.shape)), shape)
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ class Opening:
             exponentials of logits, which are a softmax once they are divided by their sum.
         entering: the path sums at its input.
         attention: whether that is a product of queries and keys, or was made of one.
-        moves: of logits, the movements of entries since their product.
+        moves: of logits, the movements of entries since their product, and the shapes after them.
         masks: of logits, the sum of the fixed parts of masks, narrow, where they lie now.
         allowed: of a softmax, whether an entry of its input was allowed; None where all were.
         mean: of a softmax, what stands for the probabilities in g, narrow, where they lie now:
@@ -122,7 +120,7 @@ class Opening:
     activation: str | None
     entering: Entries | Dots
     attention: bool = False
-    moves: tuple[Move, ...] = ()
+    moves: tuple[tuple[Move, Shape], ...] = ()
     masks: Tensor | None = None
     allowed: Tensor | None = None
     mean: Tensor | None = None
@@ -139,16 +137,18 @@ class Opening:
         """The path sums of logits, entry by entry, where these lie now."""
         entries = self.entering.entries()
         for move in self.moves:
-            entries = entries.moved(move)
+            entries = entries.moved(*move)
         return entries
 
-    def moved(self, shape: torch.Size, move: Move) -> Opening:
+    def moved(self, shape: torch.Size, move: Move, after: torch.Size) -> Opening:
         """What goes with the gate after a movement of its entries; ``shape`` is that before."""
 
         def follow(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else narrow(move(tensor.expand(shape)))
+            return None if tensor is None else move(narrow(_with_dims(tensor, len(shape))), shape)
 
-        moves = (*self.moves, move) if self.activation in (None, "exp") else self.moves
+        moves = self.moves
+        if self.activation in (None, "exp"):
+            moves = (*moves, (move, tuple(after)))
         return replace(self, moves=moves, masks=follow(self.masks), mean=follow(self.mean))
 
     def masked(self, fixed: Tensor) -> Opening:

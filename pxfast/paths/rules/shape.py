@@ -3,7 +3,6 @@ Paths go as they are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 from pxfast.errors import NoRuleError
 from pxfast.paths.network import NeedsValuesError, Network
 from pxfast.paths.pathsum import PathSum, Runs, aligned, narrow, total
-from pxfast.paths.rearranged import reshaped, turned
+from pxfast.paths.rearranged import Move, expanded, indexed, movement, reshaped
 from pxfast.paths.registry import rule, spellings
 from pxfast.paths.rules.activation import out_of_place
 from pxfast.paths.rules.arithmetic import is_logits, masked_logits, path_of
@@ -55,11 +54,8 @@ def move(network: Network, func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
         return function(m, *rest, **named)
 
     value = network.value(function, x, *args, **kwargs)
-    if func.__name__ in ("reshape", "flatten", "unflatten", "ravel"):
-        return moved(network, x, value, lambda m: reshaped(m, value.shape))
-    if func.__name__ in ("roll", "flip") and (len(args) > 1 or "dims" in kwargs):
-        return moved(network, x, value, lambda m: turned(along, m))
-    return moved(network, x, value, along)
+    name = func.__self__.__name__ if func.__name__ == "__get__" else func.__name__
+    return moved(network, x, value, movement(name.removesuffix("_"), along, args, kwargs, value))
 
 
 @rule(Tensor.view, Tensor.view_as, Tensor.reshape_as, Tensor.expand_as, torch.view_copy)
@@ -68,33 +64,34 @@ def view(network: Network, func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     value = network.value(func, x, *args, **kwargs)
     if args and isinstance(args[0], torch.dtype):
         raise NoRuleError("Tensor.view(dtype) reinterprets bits; it has no path")
-    if func is Tensor.expand_as:
-        return moved(network, x, value, lambda m: m.expand(value.shape))
-    return moved(network, x, value, lambda m: reshaped(m, value.shape))
+    as_large = func is Tensor.expand_as
+    return moved(network, x, value, (expanded if as_large else reshaped)(value.shape))
 
 
-def moved(network: Network, x: Any, value: Any, function: Callable[[Tensor], Any]) -> Any:
+def moved(network: Network, x: Any, value: Any, move: Move) -> Any:
     """Pair the value(s) of a movement with the path(s) moved the same way."""
-    single = isinstance(value, Tensor)
-
-    def at(index: int) -> Callable[[Tensor], Tensor]:
-        return lambda tensor: function(tensor)[index]
-
+    single, shape = isinstance(value, Tensor), x.value.shape
+    values = [value] if single else list(value)
     if x.path is None:
-        results = [network.tensor(v, None) for v in ([value] if single else value)]
+        results = [network.tensor(v, None) for v in values]
     else:
-        paths = function(x.path.widened(x.value.shape))
-        pairs = [(value, paths)] if single else list(zip(value, paths, strict=True))
-        results = [network.tensor(v, PathSum(narrow(m), x.path.exponent)) for v, m in pairs]
+        paths = move(x.path.mantissa, shape)
+        pairs = zip(values, [paths] if single else paths, strict=True)
+        results = [network.tensor(v, PathSum(m, x.path.exponent)) for v, m in pairs]
     for index, result in enumerate(results):
         result.mean_of = x.mean_of
-        along = function if single else at(index)
+        along = move if single else _at(move, index)
         if x.opening is not None:
-            result.opening = x.opening.moved(x.value.shape, along)
+            result.opening = x.opening.moved(shape, along, result.value.shape)
         if x.halves is not None:
-            real, imaginary = (half.reshaped(x.value.shape, along) for half in x.halves)
+            real, imaginary = (PathSum(along(h.mantissa, shape), h.exponent) for h in x.halves)
             result.halves = (real, imaginary)
     return results[0] if single else type(value)(results)
+
+
+def _at(move: Move, index: int) -> Move:
+    """One of the results of a movement."""
+    return lambda tensor, shape: move(tensor, shape)[index]
 
 
 @rule(Tensor.__getitem__)
@@ -109,12 +106,8 @@ def get_item(network: Network, func: Any, x: Any, index: Any) -> Any:
         raise NeedsValuesError  # how many entries are picked depends on the mask's entries
     plain = tree_map_only(PathTensor, lambda i: i.value, index)
     value = network.value(func, x, plain)
-    return moved(
-        network,
-        x,
-        value,
-        lambda m: func(m, tree_map_only(Tensor, lambda i: i.to(m.device), plain)),
-    )
+    there = tree_map_only(Tensor, lambda i: i.to(network.path_device), plain)
+    return moved(network, x, value, indexed(there))
 
 
 @rule(Tensor.__setitem__)
