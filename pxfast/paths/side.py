@@ -28,6 +28,7 @@ class Product:
     opening: PathSum  # ℓ, a scalar
     mass: Tensor
     module: nn.Module | None = None  # where it is
+    used: bool = False  # whether a path leads on from it to the output
 
     @classmethod
     def of(cls, opening: Opening, gated: PathSum, weights: Weights) -> tuple[Product, PathSum]:
@@ -38,15 +39,17 @@ class Product:
         ell = opening.ell()
         mass = torch.zeros((), dtype=torch.float64, device=ell.mantissa.device)
         product = cls(ell, mass, weights.module())
-        mantissa = gated.mantissa.view_as(gated.mantissa)  # a node of its own: other uses of the
-        watched = mantissa.detach()  # value do not count
+        value = gated.mantissa
+        value = value if value.requires_grad else value.detach().requires_grad_()  # of the input
+        mantissa = value.view_as(value)  # a node of its own: other uses of the value do not count
+        watched = mantissa.detach()
 
-        def measure(cotangent: Tensor) -> None:
-            if weights.side is None:
+        def measure(cotangent: Tensor | None) -> None:
+            if weights.side is None and cotangent is not None:
+                product.used = True
                 product.mass += (cotangent * watched).sum(dtype=torch.float64)
 
-        if mantissa.requires_grad:
-            mantissa.register_hook(measure)
+        mantissa.register_hook(measure)
         return product, PathSum(mantissa, gated.exponent)
 
 
@@ -62,6 +65,8 @@ class SideBranch:
 
     def gather(self, product: Product, weights: Weights) -> None:
         """Add a pass: its mass, its ℓ and, by a backward from ℓ, the scores of its side rows."""
+        if not product.used:  # nor are the weights that shape its gate
+            return
         self.mass += float(product.mass)
         self.module = product.module
         ell, exponent = product.opening.mantissa, product.opening.exponent
