@@ -61,11 +61,11 @@ def convolution(
         return func(x, weight, bias, *arguments)
 
     channels = used.channels() if groups == 1 and network.values else None
+    run = convolve if channels is None else partial(between, channels, convolve)
     value = network.shaped(
         lambda: geometry.output_shape(shape, weight.shape),
-        convolve if channels is None else partial(between, channels, convolve),
+        lambda x, bias: run(x, used.masked(), bias),
         input,
-        used.masked(),
         bias,
     )
     return network.tensor(value, convolution_path(network, path, shape, used, geometry))
@@ -102,11 +102,9 @@ def transposed_convolution(
     shape = input.value.shape
     value = network.shaped(
         lambda: geometry.output_shape(shape, weight.shape),
-        func,
+        lambda x, bias: func(x, used.masked(), bias, *arguments),
         input,
-        used.masked(),
         bias,
-        *arguments,
     )
     return network.tensor(value, convolution_path(network, input.path, shape, used, geometry))
 

@@ -36,7 +36,8 @@ def matmul(network: Network, func: Any, input: Any, other: Any) -> Any:
         input, other = other, input
     if not hasattr(other, "path") and other.dim() == 2 and path_of(input) is not None:
         used = applied(network, input, other)
-        value = network.value(torch.matmul, input, used.masked())
+        theta = used.masked() if network.values else used.theta
+        value = network.value(torch.matmul, input, theta)
         return network.tensor(value, linear_path(network, input, used.transposed()))
     if path_of(input) is None and path_of(other) is None:
         return network.tensor(network.value(torch.matmul, input, other), None)
