@@ -161,10 +161,8 @@ def _draw(axes: Axes, panel: Panel, rows: Sequence[Row], style: _Style) -> None:
     """One row per layer, the first on top, or one column per layer in order."""
     low = lowest(panel, rows)
     places = range(len(rows))
-    shown, colours = (
-        [max(panel.value(row), low) for row in rows],
-        [_COLOURS[row.standing] for row in rows],
-    )
+    shown = [max(panel.value(row), low) for row in rows]
+    colours = [_COLOURS[row.standing] for row in rows]
     across = style is _ROWS
     lines, line = (axes.hlines, axes.axvline) if across else (axes.vlines, axes.axhline)
     if panel.behind is not None:
