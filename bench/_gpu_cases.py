@@ -187,6 +187,24 @@ def attention(name: str, N: int, H: int, T: int, D: int, P: int, dtype: torch.dt
     return Case("squared_attention", size, moved, flops, "float32", build, (ours, plain))
 
 
+def attention_backward(name: str, N: int, H: int, T: int, D: int, P: int) -> Case:
+    """Path sums back through A∘A."""
+
+    def build(device: torch.device) -> tuple[object, ...]:
+        q, k = torch.randn(2, N, H, T, D, device=device)
+        return torch.rand(N, H, T, P, device=device), q, k
+
+    def ours(dy: Tensor, q: Tensor, k: Tensor) -> object:
+        return torch.ops.pxfast.squared_attention_backward(dy, q, k, None, D**-0.5)
+
+    def plain(dy: Tensor, q: Tensor, k: Tensor) -> object:
+        return attention_reference.squared_attention_backward(dy, q, k, None, D**-0.5)
+
+    moved, flops = N * H * T * (8 * D + 8 * P), 2 * N * H * T * T * (2 * D + P)
+    size = f"{name} {N}×{H}×{T}×{D}, {P} columns, float32"
+    return Case("squared_attention, backward", size, moved, flops, "float32", build, (ours, plain))
+
+
 def selection(name: str, count: int, tensors: int) -> Case:
     """Threshold and masks at 2% density, against torch.kthvalue and a comparison."""
     keep, each = max(1, count // 50), count // tensors
@@ -214,7 +232,7 @@ def cases() -> list[Case]:
     vits = [(name, *size) for name, size in (sizes | {"ViT-g": (6144, 1408)}).items()]
     return [
         *(linear(*vit, T=1, dtype=f32, compiled=vit[0] == "ViT-g") for vit in vits),
-        linear(*vits[1], T=1, dtype=bf16),
+        *(linear(*vit, T=1, dtype=bf16) for vit in vits[1::2]),
         linear(*vits[1], T=257, dtype=f32),
         linear(*vits[1], T=4096, dtype=bf16, compiled=True),
         *(convolution(*layer) for layer in ((64, 56, 64, 3, 1), (256, 14, 256, 3, 1),
@@ -226,6 +244,7 @@ def cases() -> list[Case]:
         *(activation("gelu", (64, 257, 4096), dtype) for dtype in (f32, bf16)),
         attention("ViT-L", 16, 16, 257, 64, 1, f32),
         attention("ViT-L", 16, 16, 257, 64, 64, bf16),
+        attention_backward("ViT-L", 16, 16, 257, 64, 64),
         selection("ViT-L", 304_000_000, 97),
         selection("ViT-g", 1_100_000_000, 161),
     ]  # fmt: skip

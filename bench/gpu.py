@@ -34,6 +34,7 @@ from bench._machine import ROOT, machine
 from bench._result import RESULTS, Result, machine_line, markdown
 
 LIMIT = 480  # seconds, of all steps together
+H200 = {"copy": 4.3e12, "float32": 67e12, "bfloat16": 790e12}  # bytes and flops a second, for plans
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,8 @@ def show(steps: list[Step]) -> None:
         print(f"{step.name}, at most {step.seconds} s:", *settings, shlex.join(step.command))
     print(f"together at most {sum(step.seconds for step in steps)} s; timed are")
     for case in cases():
-        print(f"  {case.what}: {case.size}")
+        floor = 1e3 * case.floor(H200["copy"], H200)
+        print(f"  {case.what}: {case.size}; {floor:.3g} ms at least on an H200")
     for name in MODELS:
         print(f"  {name}: forward, px and px-joint (also in plain torch), official")
     print(f"  {MODELS[0]}: px and px-joint in plain torch, one graph, compiled by torch")

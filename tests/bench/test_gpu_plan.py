@@ -29,6 +29,7 @@ SMALL = [
     _gpu_cases.activation("gelu", (2, 3, 4), torch.float32),
     _gpu_cases.attention("model", 2, 3, 5, 4, 1, torch.float32),
     _gpu_cases.attention("model", 2, 3, 5, 4, 4, torch.bfloat16),
+    _gpu_cases.attention_backward("model", 2, 3, 5, 4, 4),
     _gpu_cases.selection("model", 1000, 4),
 ]
 
@@ -38,6 +39,7 @@ def test_the_plan_keeps_to_eight_minutes(capsys) -> None:
     shown = capsys.readouterr().out
     steps = gpu.plan("9.0a", Path("rows"))
     assert sum(step.seconds for step in steps) <= gpu.LIMIT == 480
+    assert "ViT-L 4096×1024, T = 1, float32; 0.0156 ms at least on an H200" in shown
     for step in steps:
         assert f"{step.name}, at most {step.seconds} s" in shown
     for step in steps:  # what the commands name exists
@@ -128,8 +130,13 @@ def test_models_are_scored_with_kernels_and_without(monkeypatch, small_models) -
     reference = references["squared_linear"]
     monkeypatch.setitem(references, "squared_linear", lambda *a: calls.append(a) or reference(*a))
     rows = {}
+    ceiling = {"ceiling": "copy", "rate": 1e9}
+    monkeypatch.setattr(_gpu_measure, "ceilings", lambda device: iter([ceiling]))
     for row in _gpu_measure.model_rows(CPU, ("net",)):
         rows[row["what"]] = (row["ms"], len(calls))
+        if row["what"] == "net, px":
+            seconds = 3 * sum(p.nbytes for p in nets.mlp().parameters()) / 1e9
+            assert row["% of floor"] == pytest.approx(1e5 * seconds / row["ms"])
     assert [*rows] == [
         "net, forward",
         "net, px",
