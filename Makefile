@@ -14,6 +14,7 @@ PIP := $(BIN)/python -m pip install -c constraints.txt
 export PATH := $(abspath $(BIN)):$(PATH)
 CPP_SOURCES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 # Tests that need one of these fail without it, and never skip.
+DEVICES := cpu
 LIBRARIES := torchvision,timm,torch_pruning,lightning,transformers,accelerate,onnx,onnxscript,nncf,modelopt
 NATIVE_SOURCES := setup.py CMakeLists.txt $(shell find csrc -type f)
 
@@ -54,7 +55,7 @@ demo: $(INSTALLED) ## prune ResNet-20 on handwritten digits to 2% density, train
 	$(BIN)/python examples/demo.py
 
 test: $(INSTALLED) $(LIBRARIES_INSTALLED) ## every test
-	PXFAST_REQUIRE=cpu,$(LIBRARIES) $(BIN)/python -m pytest -n 2 --dist loadfile
+	PXFAST_REQUIRE=$(DEVICES),$(LIBRARIES) $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: lint-python lint-types lint-cpp lint-results ## every check that needs no run
 
