@@ -4,6 +4,9 @@ Value and path sum go through the weights that a mask keeps, in one pass; the de
 torch, without a mask) carries the value alone, so that two of them are what a pass without the op
 costs. 16 images of 224² for ResNet-50, 100 of 32² for ResNet-20. The dense convolution and the op
 at each density are timed in turn in one process.
+
+With --end it is what follows that is measured: a BatchNorm, a sum with another branch and a ReLU
+with its gate, at the end of the op against each by itself behind it.
 """
 
 from __future__ import annotations
@@ -13,7 +16,8 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch.nn.functional import conv2d
+from torch import Tensor
+from torch.nn.functional import batch_norm, conv2d
 
 from bench._harness import paired, ratio, spread
 from bench._result import Result
@@ -66,6 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--images", type=int, help="in a batch (16 for resnet50, 100 for resnet20)")
     parser.add_argument("--squared", action="store_true", help="the joint network's path sums")
+    parser.add_argument(
+        "--end", action="store_true", help="what a BatchNorm, a sum and a ReLU cost apart"
+    )
     parser.add_argument("--repeats", type=int, default=7, help="how often each is timed")
 
 
@@ -75,26 +82,61 @@ def measure(arguments: argparse.Namespace) -> Result:
     for model in arguments.models:
         images = arguments.images or IMAGES[model]
         for layer in LAYERS[model]:
-            times = _measure(layer, images, arguments)
+            times = (_measure_ends if arguments.end else _measure)(layer, images, arguments)
             row = {"model": model, "layer": str(layer), "images": images, **times}
             rows.append(row)
     return Result(
-        subject="joint" if arguments.squared else "h",
+        subject=("joint" if arguments.squared else "h") + ("-end" if arguments.end else ""),
         settings={"dtype": "float32", "repeats": arguments.repeats},
         rows=rows,
         notes=[
             "The columns of densities: time of the op, value and path sum together, ÷ time of one "
             "dense convolution; medians and in brackets the quartiles. Without the op, 2 dense "
-            "convolutions are needed.",
+            "convolutions are needed."
+            if not arguments.end
+            else "The columns of densities: time of the op, then BatchNorm, two sums and ops.gate "
+            "by themselves ÷ time of the op with all of that at its end; medians and in brackets "
+            "the quartiles.",
         ],
     )
 
 
-def _measure(layer: Layer, images: int, arguments: argparse.Namespace) -> dict[str, object]:
+def _arguments(layer: Layer, images: int) -> tuple[Tensor, Tensor, dict[str, int]]:
     torch.manual_seed(0)
     value = torch.randn(images, layer.inputs, layer.pixels, layer.pixels)
     weight = torch.randn(layer.outputs, layer.inputs, layer.kernel, layer.kernel)
-    geometry = {"stride": layer.stride, "padding": layer.kernel // 2}
+    return value, weight, {"stride": layer.stride, "padding": layer.kernel // 2}
+
+
+def _measure_ends(layer: Layer, images: int, arguments: argparse.Namespace) -> dict[str, object]:
+    value, weight, geometry = _arguments(layer, images)
+    sparse = partial(
+        ops.sparse_dual_conv2d, value, value.abs(), weight, squared=arguments.squared, **geometry
+    )
+    mean, variance, scale, bias = torch.rand(4, layer.outputs)
+    factor = scale * (variance + 1e-5).rsqrt()
+    residual = conv2d(value, weight, **geometry), conv2d(value.abs(), weight.abs(), **geometry)
+
+    def apart(mask: Tensor) -> None:
+        y, path = sparse(mask)
+        y = batch_norm(y, mean, variance, scale, bias) + residual[0]
+        ops.gate(y, path + residual[1], "relu", inplace=True)
+
+    def at_the_end(mask: Tensor) -> None:
+        sparse(mask, bias - mean * factor, scale=factor, residual=residual, relu=True)
+
+    ratios = {}
+    for density in arguments.densities:
+        mask = torch.rand_like(weight) < density
+        works = {"apart": partial(apart, mask), "end": partial(at_the_end, mask)}
+        with torch.no_grad():
+            seconds = paired(works, repeats=arguments.repeats, title=f"{layer} {density:.0%}")
+        ratios[f"{density:.0%}"] = ratio(seconds["apart"], seconds["end"])
+    return ratios
+
+
+def _measure(layer: Layer, images: int, arguments: argparse.Namespace) -> dict[str, object]:
+    value, weight, geometry = _arguments(layer, images)
     sparse = partial(
         ops.sparse_dual_conv2d, value, value.abs(), weight, squared=arguments.squared, **geometry
     )

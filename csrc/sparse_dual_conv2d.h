@@ -5,11 +5,19 @@
 //   path_out = conv2d(path, M)           the activation network h: additions only
 //   path_out = conv2d(path, W∘W∘M)       where `squared`: the joint network
 //
+// and what follows it, each if it is given:
+//
+//   scale                      W above is scale∘W, a row of W for each: an evaluated BatchNorm
+//   residual, residual_path    added to y and to path_out
+//   relu                       path_out stays where y > 0 and is 0 elsewhere; then y is max(y, 0), NaN where
+//   y is
+//
 //   N   samples          value     [N, C, H, W]
 //   C   input channels   path      [N, C, H, W], by its strides: 0 along a dimension in which it is constant
 //   O   outputs          weight    [O, C, kernel[0], kernel[1]]
 //                        mask      [O, C, kernel[0], kernel[1]]  uint8_t; 0: removed
-//                        bias      [O] or nullptr
+//                        bias, scale  [O] or nullptr
+//                        residual, residual_path  [N, O, out[0], out[1]], or both nullptr
 //                        y, path_out  [N, O, out[0], out[1]], written
 //
 // Types: all of one dtype, f32 or f64.
@@ -41,11 +49,14 @@ struct SparseDualConv2d {
   const void* weight;       // [O, C, kernel]
   const uint8_t* mask;      // [O, C, kernel]
   const void* bias;         // [O] or null
-  void* y;                  // [N, O, out], written
-  void* path_out;           // [N, O, out], written
+  const void* scale;        // [O] or null
+  const void* residual;     // [N, O, out] or null
+  const void* residual_path;
+  void* y;         // [N, O, out], written
+  void* path_out;  // [N, O, out], written
   int64_t N, C, O;
   int64_t size[2], out[2], kernel[2], stride[2], padding[2], dilation[2];  // height, width
-  bool squared;
+  bool squared, relu;
   Dtype dtype;
   int threads;  // that may run tasks
 

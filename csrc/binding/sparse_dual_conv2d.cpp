@@ -30,8 +30,18 @@ void check_type(const char* argument, const Tensor& t, const Tensor& weight) {
   check_device(name, argument, t, weight);
 }
 
+// bias or scale
+void check_of_outputs(const char* argument, const std::optional<Tensor>& t, const Tensor& weight) {
+  if (!t) return;
+  if (shape(*t) != Shape{weight.size(0)}) {
+    fail(std::string(name) + ": " + argument + " must have shape " + text({weight.size(0)}) + ", got " +
+         text(shape(*t)));
+  }
+  check_type(argument, *t, weight);
+}
+
 void check_tensors(const Tensor& value, const Tensor& path, const Tensor& weight, const Tensor& mask,
-                   const std::optional<Tensor>& bias) {
+                   const std::optional<Tensor>& bias, const std::optional<Tensor>& scale) {
   const std::string op = name;
   const Shape kernel = shape(weight), given = shape(value), narrow = shape(path);
   if (kernel.size() != 4 || weight.numel() == 0) {
@@ -52,11 +62,24 @@ void check_tensors(const Tensor& value, const Tensor& path, const Tensor& weight
   }
   check_type("path", path, weight);
   check_mask(op, mask, weight);
-  if (!bias) return;
-  if (shape(*bias) != Shape{kernel[0]}) {
-    fail(op + ": bias must have shape " + text({kernel[0]}) + ", got " + text(shape(*bias)));
+  check_of_outputs("bias", bias, weight);
+  check_of_outputs("scale", scale, weight);
+}
+
+// The residual and its path: both or neither, of y's shape.
+void check_residual(const std::optional<Tensor>& residual, const std::optional<Tensor>& path,
+                    const Tensor& weight, const Shape& out) {
+  if (residual.has_value() != path.has_value()) {
+    fail(std::string(name) + ": residual and residual_path go together, got only one of them");
   }
-  check_type("bias", *bias, weight);
+  if (!residual) return;
+  for (const auto& [argument, t] : {std::pair{"residual", &*residual}, {"residual_path", &*path}}) {
+    if (shape(*t) != out) {
+      fail(std::string(name) + ": " + argument + " must have the result's shape " + text(out) + ", got " +
+           text(shape(*t)));
+    }
+    check_type(argument, *t, weight);
+  }
 }
 
 // Height or width of the output.
@@ -102,13 +125,15 @@ Tensor large_pages(Tensor t) {
 
 std::tuple<Tensor, Tensor> sparse_dual_conv2d_cpu(Tensor value, Tensor path, Tensor weight, Tensor mask,
                                                   std::optional<Tensor> bias, Shape stride, Shape padding,
-                                                  Shape dilation, bool squared) {
-  check_tensors(value, path, weight, mask, bias);
+                                                  Shape dilation, bool squared, std::optional<Tensor> scale,
+                                                  std::optional<Tensor> residual,
+                                                  std::optional<Tensor> residual_path, bool relu) {
+  check_tensors(value, path, weight, mask, bias, scale);
   check_integers("stride", stride, 1);
   check_integers("padding", padding, 0);
   check_integers("dilation", dilation, 1);
   const Shape in = shape(value), kernel = shape(weight);
-  const Input value_in(value), weight_in(weight), mask_in(mask), bias_in(bias);
+  const Input value_in(value), weight_in(weight), mask_in(mask), bias_in(bias), scale_in(scale);
   const Tensor path_in = readable(path, in);
 
   px::cpu::SparseDualConv2d call{};
@@ -119,12 +144,16 @@ std::tuple<Tensor, Tensor> sparse_dual_conv2d_cpu(Tensor value, Tensor path, Ten
     call.out[i] = out_size(in[2 + i], kernel[2 + i], stride[i], padding[i], dilation[i]);
   }
   const Shape out{call.N, call.O, call.out[0], call.out[1]};
+  check_residual(residual, residual_path, weight, out);
+  const Input residual_in(residual), residual_path_in(residual_path);
   Tensor y = large_pages(torch::stable::new_empty(value, out));
   Tensor path_out = large_pages(torch::stable::new_empty(value, out));
   call.value = value_in.data(), call.weight = weight_in.data(), call.mask = mask_in.bytes();
   call.path = path_in.const_data_ptr(), call.bias = bias_in.data();
   call.y = y.mutable_data_ptr(), call.path_out = path_out.mutable_data_ptr();
   broadcast_strides(path_in, in, call.path_strides);
+  call.scale = scale_in.data(), call.relu = relu;
+  call.residual = residual_in.data(), call.residual_path = residual_path_in.data();
   call.squared = squared, call.dtype = weight_dtype(name, weight), call.threads = threads();
 
   std::vector<int64_t> starts(call.O + 1);

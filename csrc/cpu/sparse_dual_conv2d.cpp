@@ -55,6 +55,7 @@ struct Cut {
   int64_t ranges, blocks, groups, workers;
   int64_t runs;  // of a line, at most
   int64_t sums;  // tiles of them that are open at a time
+  bool residual;
   int64_t list_bytes, count_bytes, worker_bytes;
 
   explicit Cut(const SparseDualConv2d& call) : g(call) {
@@ -92,13 +93,15 @@ struct Cut {
     count_bytes = group > 1 ? round_up(groups * channel_blocks * patterns * sizeof(uint32_t), cache_line) : 0;
     const bool wait = group > 1 ? channel_blocks > 1 : channel_block < channels;
     sums = wait ? round_up(call.O, group) : group;
-    worker_bytes = runs_bytes() + sums_bytes() + packed_size() * sizeof(element);
+    residual = call.residual != nullptr;
+    worker_bytes = runs_bytes() + sums_bytes() + residual_bytes() + packed_size() * sizeof(element);
   }
   int64_t to_path() const { return g.phases() * line; }  // from a channel's value to its path
   int64_t runs_bytes() const { return round_up(runs * sizeof(Run), cache_line); }
   int64_t sums_bytes() const {
     return round_up(sums * (2 * tile * sizeof(element) + sizeof(void*)), cache_line);
   }
+  int64_t residual_bytes() const { return residual ? group * 2 * tile * sizeof(element) : 0; }
   int64_t packed_size() const { return 2 * channels * to_path(); }
 };
 
@@ -181,7 +184,8 @@ struct Kernels {
     for (; i < K; ++i) {
       if (mask[i] != 0) list(i);
     }
-    for (Terms* t = first; t != term; ++t) *t = {call.offset[t->offset], weight[t->offset]};
+    const element scale = call.scale == nullptr ? 1 : static_cast<const element*>(call.scale)[o];
+    for (Terms* t = first; t != term; ++t) *t = {call.offset[t->offset], weight[t->offset] * scale};
   }
 
   // What a group of outputs keeps of a block of channels.
@@ -205,6 +209,7 @@ struct Kernels {
       const int64_t first = o * K + channels.begin * kernel;
       GroupList<element> list{call.mask + first,
                               static_cast<const element*>(call.weight) + first,
+                              call.scale == nullptr ? nullptr : static_cast<const element*>(call.scale) + o,
                               call.offset + channels.begin * kernel,
                               K,
                               channels.size() * kernel,
@@ -220,7 +225,8 @@ struct Kernels {
         static_cast<char*>(call.scratch) + cut.list_bytes + cut.count_bytes + worker * cut.worker_bytes;
     Run* const runs = reinterpret_cast<Run*>(scratch);
     element* const sums = reinterpret_cast<element*>(scratch + cut.runs_bytes());
-    element* const packed = reinterpret_cast<element*>(scratch + cut.runs_bytes() + cut.sums_bytes());
+    element* const residual = reinterpret_cast<element*>(scratch + cut.runs_bytes() + cut.sums_bytes());
+    element* const packed = residual + cut.residual_bytes() / sizeof(element);
     const int64_t units = cut.ranges * cut.blocks;
     int64_t packed_range = -1;
     for (int64_t unit = worker * units / cut.workers; unit < (worker + 1) * units / cut.workers; ++unit) {
@@ -233,8 +239,8 @@ struct Kernels {
       for (int64_t p = positions.begin; p < positions.end; p += cut.tile) {
         const Range tile{p, min(p + cut.tile, positions.end)};
         const element* const first = packed + p - positions.begin;
-        cut.group > 1 ? convolve_groups(call, cut, tile, outputs, first, sums)
-                      : convolve_tile(call, cut, tile, outputs, first, sums);
+        cut.group > 1 ? convolve_groups(call, cut, tile, outputs, first, sums, residual)
+                      : convolve_tile(call, cut, tile, outputs, first, sums, residual);
       }
     }
   }
@@ -258,18 +264,22 @@ struct Kernels {
     }
   }
 
-  // Asks for the lines that these runs of an output will be written to.
-  static void fetch(const element* y, const element* path_out, const Run* runs, int64_t count) {
+  // Asks for the lines that these runs of an output, `first` on, will be written to, and for its residual.
+  static void fetch(const SparseDualConv2d& call, int64_t first, const Run* runs, int64_t count) {
     for (int64_t i = 0; i < count; ++i) {
-      prefetch<1>(y + runs[i].value, runs[i].size);
-      prefetch<1>(path_out + runs[i].value, runs[i].size);
+      const int64_t at = first + runs[i].value, n = runs[i].size;
+      prefetch<1>(static_cast<element*>(call.y) + at, n);
+      prefetch<1>(static_cast<element*>(call.path_out) + at, n);
+      if (call.residual == nullptr) continue;
+      prefetch<0>(static_cast<const element*>(call.residual) + at, n);
+      prefetch<0>(static_cast<const element*>(call.residual_path) + at, n);
     }
   }
 
   // All outputs in `outputs` at the positions in `tile`, the first of which reads from `packed` on, a group
   // at a time. Where channels come in blocks, `sums` holds the outputs' sums.
   static void convolve_groups(const SparseDualConv2d& call, const Cut<element>& cut, Range tile,
-                              Range outputs, const element* packed, element* sums) {
+                              Range outputs, const element* packed, element* sums, element* residual) {
     Run runs[group_tile<element>];
     const int64_t count = output_runs(call, cut.g, tile, runs), area = cut.g.y.out * cut.g.x.out;
     if (count == 0) return;
@@ -287,16 +297,21 @@ struct Kernels {
                              block > 0,
                              {},
                              {},
+                             {},
                              {}};
+        const bool last = block + 1 == blocks;
         for (int64_t g = 0; g < cut.group; ++g) {
           const bool there = direct && g < some;
           s.bias[g] = call.bias && g < some ? static_cast<const element*>(call.bias)[o + g] : 0;
           s.y[g] = there ? y + g * area + runs[0].value : own + 2 * g * cut.tile;
           s.path_out[g] = there ? path_out + g * area + runs[0].value : own + (2 * g + 1) * cut.tile;
+          if (last && g < some) {
+            element* const to = residual + 2 * g * cut.tile;
+            s.finish[g] = End<element>::of(call, (o + g) * area, runs, count, direct, to, cut.tile);
+          }
         }
-        const bool last = block + 1 == blocks;
         for (int64_t g = cut.group; last && o + g < outputs.end && g < 2 * cut.group; ++g) {
-          fetch(y + g * area, path_out + g * area, runs, count);
+          fetch(call, (o + g) * area, runs, count);
         }
         kernel(vectors, packed, packed + cut.to_path(), s);
         for (int64_t g = 0; g < some && last && !direct; ++g) {
@@ -312,7 +327,7 @@ struct Kernels {
   // All outputs in `outputs` at the positions in `tile`, the first of which reads from `packed` on. Where
   // channels come in blocks, `sums` holds the outputs' sums, and behind them what terms are left.
   static void convolve_tile(const SparseDualConv2d& call, const Cut<element>& cut, Range tile, Range outputs,
-                            const element* packed, element* sums) {
+                            const element* packed, element* sums, element* residual) {
     Run runs[tile_size<element>];
     const int64_t count = output_runs(call, cut.g, tile, runs), area = cut.g.y.out * cut.g.x.out;
     if (count == 0) return;
@@ -333,17 +348,20 @@ struct Kernels {
                         c > 0,
                         call.bias == nullptr ? 0 : static_cast<const element*>(call.bias)[o],
                         own,
-                        own + cut.tile};
+                        own + cut.tile,
+                        {}};
         if (!last) {
           left[slot] = kernel(vectors, packed, packed + cut.to_path(), s);
           continue;
         }
         element* const y = static_cast<element*>(call.y) + o * area;
         element* const path_out = static_cast<element*>(call.path_out) + o * area;
-        if (o + 1 < outputs.end) fetch(y + area, path_out + area, runs, count);
-        if (whole && c == 0) s.y = y + runs[0].value, s.path_out = path_out + runs[0].value;
+        const bool direct = whole && c == 0;
+        if (o + 1 < outputs.end) fetch(call, (o + 1) * area, runs, count);
+        if (direct) s.y = y + runs[0].value, s.path_out = path_out + runs[0].value;
+        s.finish = End<element>::of(call, o * area, runs, count, direct, residual, cut.tile);
         kernel(vectors, packed, packed + cut.to_path(), s);
-        for (int64_t i = 0; !(whole && c == 0) && i < count; ++i) {
+        for (int64_t i = 0; !direct && i < count; ++i) {
           copy(y + runs[i].value, own + runs[i].packed, runs[i].size);
           copy(path_out + runs[i].value, own + cut.tile + runs[i].packed, runs[i].size);
         }

@@ -36,6 +36,7 @@ struct GroupList {
   static constexpr int64_t chunk = 256;
   const uint8_t* mask;
   const element* weight;
+  const element* scale;  // [outputs] or null
   const int32_t* offset;
   int64_t stride, K, outputs;
   uint8_t pattern[chunk];  // of the terms from some `begin` on
@@ -51,10 +52,14 @@ struct GroupList {
   template <int all>
   void write(int64_t begin, int64_t n, uint32_t* next, GroupTerm<element>* terms) const {
     const element* const row = weight + begin;
+    element factor[group_size]{};
+    for (int64_t g = 0; g < outputs; ++g) factor[g] = scale == nullptr ? 1 : scale[g];
     for (int64_t i = 0; i < n; ++i) {
       GroupTerm<element>& term = terms[next[pattern[i]]++];
       term.offset = offset[begin + i];
-      for (int64_t g = 0; g < (all > 0 ? all : outputs); ++g) term.weight[g] = row[g * stride + i];
+      for (int64_t g = 0; g < (all > 0 ? all : outputs); ++g) {
+        term.weight[g] = row[g * stride + i] * factor[g];
+      }
     }
   }
 
@@ -83,11 +88,12 @@ struct GroupList {
 template <class element>
 struct GroupSums {
   const GroupTerm<element>* term;
-  const uint32_t* count;          // [patterns]
-  bool begun;                     // y and path_out hold sums already
-  element bias[group_size];       // to begin with
-  element* y[group_size];         // each [vectors · lanes]
-  element* path_out[group_size];  // each [vectors · lanes]
+  const uint32_t* count;            // [patterns]
+  bool begun;                       // y and path_out hold sums already
+  element bias[group_size];         // to begin with
+  element* y[group_size];           // each [vectors · lanes]
+  element* path_out[group_size];    // each [vectors · lanes]
+  End<element> finish[group_size];  // of the last sums
 };
 
 template <class element, int V>
@@ -159,6 +165,7 @@ void sum_group(int64_t vectors, const element* value, const element* path, const
   });
   add_patterns<squared, 1, V>(value, path, s.term, s.count, a, b);
   each([&](auto g, auto k) __attribute__((always_inline)) {
+    s.finish[g](a[g][k], b[g][k], k * L);
     store(s.y[g] + k * L, a[g][k], L);
     store(s.path_out[g] + k * L, b[g][k], L);
   });

@@ -1,7 +1,7 @@
 // The inner loop of sparse_dual_conv2d: one output channel at a tile of positions, value and path together.
 #pragma once
 
-#include "cpu/vec.h"
+#include "cpu/sparse_dual_conv2d_end.h"
 
 namespace px::cpu::PX_ISA {
 
@@ -25,11 +25,12 @@ template <class element>
 struct Sums {
   const Term<element>* term;  // the first that is left
   const Term<element>* end;
-  int32_t limit;      // stop at the first offset that is not below it
-  bool begun;         // y and path_out at `to` hold sums already
-  element bias;       // to begin with
-  element* y;         // [vectors · lanes]
-  element* path_out;  // [vectors · lanes]
+  int32_t limit;        // stop at the first offset that is not below it
+  bool begun;           // y and path_out at `to` hold sums already
+  element bias;         // to begin with
+  element* y;           // [vectors · lanes]
+  element* path_out;    // [vectors · lanes]
+  End<element> finish;  // of the last sums
 };
 
 // Adds the terms from the tile's first position on; returns the first term that is left.
@@ -57,6 +58,7 @@ inline const Term<element>* sum_vectors(const element* value, const element* pat
     }
   }
   for (int k = 0; k < V; ++k) {
+    s.finish(a[k], b[k], k * L);
     store(s.y + k * L, a[k], L);
     store(s.path_out + k * L, b[k], L);
   }

@@ -5,7 +5,8 @@ weights that the mask keeps; the path sum goes through the mask itself (activati
 through the squared weights (joint network); docs/method.md has both. float32 or float64, the same
 for every argument. Arguments may have any strides; one that is not contiguous is copied first,
 which costs a read and a write of it. The kernels are for the CPU; elsewhere the formula runs, two
-dense convolutions. csrc/sparse_dual_conv2d.h is the kernels' contract.
+dense convolutions. What follows in a network, an evaluated BatchNorm, a sum with another branch, a
+ReLU, can be the end of the same pass. csrc/sparse_dual_conv2d.h is the kernels' contract.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pxfast import _native
-from pxfast.ops._checks import SUMS, check_dtype, check_dual, out_sizes, pair
+from pxfast.ops._checks import SUMS, check_dtype, check_dual, check_like, out_sizes, pair
 from pxfast.ops._declare import declare
 from pxfast.ops.masked_ones import masked_ones_pays
 from pxfast.reference import sparse_dual_conv2d as reference
@@ -26,6 +27,7 @@ _OP = "sparse_dual_conv2d"
 _PAYS_BELOW = 0.4  # of the weights kept, where outputs are computed one by one
 _GROUPS_PAY_BELOW = 0.5  # where the path sum alone could go through the bits of the mask
 _PAYS_BELOW_AT_FEW_POSITIONS, _FEW_POSITIONS = 0.15, 200  # samples times height times width
+_LARGE_PAY_BELOW, _LARGE = 0.17, 2**20  # weights with a window, whose list leaves the caches
 _GROUPING = "avx512"  # the instruction set with kernels that take four outputs at a time
 
 
@@ -39,8 +41,15 @@ def sparse_dual_conv2d(
     padding: int | Sequence[int] = 0,
     dilation: int | Sequence[int] = 1,
     squared: bool = False,
+    *,
+    scale: Tensor | None = None,
+    residual: tuple[Tensor, Tensor] | None = None,
+    relu: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """y = conv2d(value, W∘M) + bias and, in one pass, path_out = conv2d(path, M or W∘W∘M).
+
+    With an end, the results are those of what follows, in this order: an evaluated BatchNorm
+    (`scale`, with `bias`), a sum with another branch (`residual`), a ReLU (`relu`).
 
     Its time is proportional to the weights that the mask keeps; `sparse_dual_conv2d_pays` says
     below which share of them it beats two dense convolutions. Besides the results it allocates a
@@ -58,6 +67,10 @@ def sparse_dual_conv2d(
         padding: of zeros around height and width, or one for both.
         dilation: of height and width, or one for both; at least 1.
         squared: send path sums through W∘W∘M (joint network) instead of M (activation network).
+        scale: [O], value's dtype: W counts as scale∘W, a row for each. None: as it is.
+        residual: value and path sums that are added to y and path_out, both [N, O, H', W'] and
+            value's dtype. None: nothing is added.
+        relu: path_out is 0 but where y > 0, and y becomes max(y, 0), NaN where it is.
 
     Returns:
         y and path_out, both [N, O, H', W'] and contiguous.
@@ -74,15 +87,18 @@ def sparse_dual_conv2d(
         ([[[[3.0, 6.0]], [[0.0, 0.0]]]], [[[[1.0, 1.0]], [[0.0, 0.0]]]])
     """
     geometry = pair(stride), pair(padding), pair(dilation)
-    return torch.ops.pxfast.sparse_dual_conv2d(value, path, weight, mask, bias, *geometry, squared)
+    return torch.ops.pxfast.sparse_dual_conv2d(
+        value, path, weight, mask, bias, *geometry, squared, scale, *(residual or ()), relu=relu
+    )
 
 
 def sparse_dual_conv2d_pays(value: Tensor, weight: Tensor, density: float) -> bool:
     """Whether `sparse_dual_conv2d` is expected to beat two convolutions, of value and of path sum.
 
     The rule: there are kernels for value's device and dtype, and the mask keeps at most 15% of the
-    weights where value has no more than 200 positions (of all samples together); at most 40% where
-    the instruction set is none that groups outputs; at most half where `masked_ones_conv2d` pays
+    weights where value has no more than 200 positions (of all samples together), 17% of a million
+    weights and more with a window; at most 40% where the instruction set is none that groups
+    outputs; at most half where `masked_ones_conv2d` pays
     for the path sum; else any share. What it rests on is measured by
     `python bench/run.py sparse-dual-conv2d`.
 
@@ -101,6 +117,8 @@ def sparse_dual_conv2d_pays(value: Tensor, weight: Tensor, density: float) -> bo
         return False
     if value.shape[0] * value.shape[2] * value.shape[3] <= _FEW_POSITIONS:
         return density <= _PAYS_BELOW_AT_FEW_POSITIONS
+    if weight.numel() >= _LARGE and weight[0, 0].numel() > 1:
+        return density <= _LARGE_PAY_BELOW
     if torch.ops.pxfast.cpu_isa() != _GROUPING:
         return density <= _PAYS_BELOW
     return density <= _GROUPS_PAY_BELOW or not masked_ones_pays(value, weight.shape[0])
@@ -121,6 +139,31 @@ def _check(value: Tensor, path: Tensor, weight: Tensor, mask: Tensor, bias: Tens
     check_dual(_OP, value, path, weight, mask, bias)
 
 
+def _check_end(
+    scale: Tensor | None,
+    residual: Tensor | None,
+    path: Tensor | None,
+    weight: Tensor,
+    out: list[int],
+) -> None:
+    """Raise ValueError unless what follows fits the result's shape."""
+    if (residual is None) != (path is None):
+        raise ValueError(f"{_OP}: residual and residual_path go together, got only one of them")
+    if scale is not None:
+        if scale.shape != weight.shape[:1]:
+            raise ValueError(
+                f"{_OP}: scale must have shape [{weight.shape[0]}], got {list(scale.shape)}"
+            )
+        check_like(_OP, "scale", scale, weight, "weight")
+    for name, tensor in (("residual", residual), ("residual_path", path)):
+        if tensor is not None:
+            if list(tensor.shape) != out:
+                raise ValueError(
+                    f"{_OP}: {name} must have the result's shape {out}, got {list(tensor.shape)}"
+                )
+            check_like(_OP, name, tensor, weight, "weight")
+
+
 def _fake(
     value: Tensor,
     path: Tensor,
@@ -131,21 +174,27 @@ def _fake(
     padding: Sequence[int],
     dilation: Sequence[int],
     squared: bool,
+    scale: Tensor | None = None,
+    residual: Tensor | None = None,
+    residual_path: Tensor | None = None,
+    relu: bool = False,
 ) -> tuple[Tensor, Tensor]:
     _check(value, path, weight, mask, bias)
     sizes = out_sizes(_OP, "value", value, weight.shape[2:], stride, padding, dilation)
     shape = [value.shape[0], weight.shape[0], *sizes]
+    _check_end(scale, residual, residual_path, weight, shape)
     return value.new_empty(shape), value.new_empty(shape)
 
 
-def _contiguous(*args: Any) -> tuple[Tensor, Tensor]:
-    y, path_out = reference.sparse_dual_conv2d(*args)
+def _contiguous(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    y, path_out = reference.sparse_dual_conv2d(*args, **kwargs)
     return y.contiguous(), path_out.contiguous()
 
 
 declare(
     "sparse_dual_conv2d(Tensor value, Tensor path, Tensor weight, Tensor mask, Tensor? bias,"
-    " int[] stride, int[] padding, int[] dilation, bool squared) -> (Tensor, Tensor)",
+    " int[] stride, int[] padding, int[] dilation, bool squared, Tensor? scale=None,"
+    " Tensor? residual=None, Tensor? residual_path=None, bool relu=False) -> (Tensor, Tensor)",
     fake=_fake,
     reference=_contiguous,
     kernels=("cpu",),

@@ -13,7 +13,8 @@ J  (joint)        yes                          θ²·M                          
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -29,7 +30,7 @@ from pxfast.paths.shapes import Shapes, common_shape
 
 if TYPE_CHECKING:
     from pxfast.paths.side import Product
-    from pxfast.paths.tensor import PathTensor
+    from pxfast.paths.tensor import PathTensor, Unfinished
     from pxfast.paths.weights import Weights
 
 _AS_IT_IS = contextlib.nullcontext()  # entered at every function: one for all
@@ -59,6 +60,7 @@ class Network:
             memory.
         coupled: whether samples of a batch have met, in statistics of the batch.
         products: gate · value products met so far, whose side branches get scores of their own.
+        unfinished: tensors whose values have been put off, some of them computed by now.
     """
 
     weights: Weights
@@ -73,6 +75,7 @@ class Network:
     bytes: int = 0
     coupled: bool = False
     products: list[Product] = field(default_factory=list)
+    unfinished: list[weakref.ref[PathTensor]] = field(default_factory=list)
 
     # ---- for rules -------------------------------------------------------------------------------
 
@@ -135,6 +138,30 @@ class Network:
                 path = path.map(lambda m: m[(None,) * (value.dim() - m.dim())])
             self.bytes += path.shape.numel() * self.dtype.itemsize
         return PathTensor(value, path, self.device)
+
+    def later(self, work: Unfinished, shape: Sequence[int]) -> Any:
+        """The tensor that a computation will give once it is read, in the dtype of path sums."""
+        from pxfast.paths.tensor import PathTensor
+
+        like = torch.empty(tuple(shape), dtype=self.dtype, device="meta")
+        result = PathTensor(like, None, self.device, work)
+        self.note_unfinished(result)
+        return result
+
+    def note_unfinished(self, x: PathTensor) -> None:
+        """Remember a tensor that may have to be computed before another one changes."""
+        if x.unfinished is not None:
+            self.unfinished.append(weakref.ref(x))
+
+    def finish(self, changing: Tensor | None = None) -> None:
+        """Compute what has been put off and reads a value that is about to change in place;
+        everything if none is given."""
+        for reference in self.unfinished:
+            x = reference()
+            work = None if x is None else x.unfinished
+            if x is not None and work is not None and (changing is None or work.reads(changing)):
+                x.finish()
+        self.unfinished = [r for r in self.unfinished if (x := r()) is not None and x.unfinished]
 
     def opened(self, result: Any, activation: str, x: Any) -> Any:
         """Note on an activation's result what opens it, should it turn out to be a gate."""

@@ -90,7 +90,7 @@ def in_place_target(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
     if kwargs.get("out") is not None:
         raise NoRuleError("out= is not supported while scoring; assign the result instead")
-    if not (kwargs.get("inplace") or _always_in_place(func)):
+    if not (kwargs.get("inplace") or is_in_place(func)):
         position = _INPLACE_POSITION.get(func)
         if position is None or len(args) <= position or args[position] is not True:
             return None
@@ -104,7 +104,8 @@ def in_place_target(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 
 @functools.cache
-def _always_in_place(func: Any) -> bool:
+def is_in_place(func: Any) -> bool:
+    """Whether a function always writes to its first argument."""
     name = getattr(func, "__name__", "")
     return name in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -27,17 +27,27 @@ from pxfast.paths.opening import Opening
 from pxfast.paths.pathsum import PathSum
 
 
+class Unfinished(Protocol):
+    """A computation of a value and its path that has been put off."""
+
+    def run(self) -> tuple[Tensor, PathSum]:
+        """Its result."""
+        ...
+
+    def reads(self, value: Tensor) -> bool:
+        """Whether a change of this value in place would change the result."""
+        ...
+
+
 class PathTensor(Tensor):
     """A tensor of the model's forward, with the path sum that goes with it.
 
     Attributes:
-        value: what the model computes; on the meta device in a pass that needs no values.
-        path: the path sum, or None for a *gate tensor*: a value computed from path tensors that
-            carries no path itself (a norm, attention probabilities).
+        unfinished: how to compute value and path, where they have not been read yet: what comes
+            next may be computed with them.
     """
 
-    value: Tensor
-    path: PathSum | None
+    unfinished: Unfinished | None = None
     # whose mean or largest entry this is: subtracting it centres
     mean_of: weakref.ref[PathTensor] | None = None
     opening: Opening | None = (
@@ -52,8 +62,15 @@ class PathTensor(Tensor):
     _version_seen: int
 
     @staticmethod
-    def __new__(cls, value: Tensor, path: PathSum | None, device: torch.device) -> PathTensor:
-        """Pair a value with its path; the model is told ``device``, whatever holds the value."""
+    def __new__(
+        cls,
+        value: Tensor,
+        path: PathSum | None,
+        device: torch.device,
+        unfinished: Unfinished | None = None,
+    ) -> PathTensor:
+        """Pair a value with its path; the model is told ``device``, whatever holds the value. With
+        ``unfinished``, the value only shows shape, strides and dtype."""
         self = Tensor._make_wrapper_subclass(
             cls,
             value.shape,
@@ -62,21 +79,43 @@ class PathTensor(Tensor):
             dtype=value.dtype,
             device=device,
         )
-        self.value, self.path, self._version_seen = value, path, value._version
+        self._value, self._path, self._version_seen = value, path, value._version
+        self.unfinished = unfinished
         return self
 
-    def become(self, value: Tensor, path: PathSum | None) -> None:
+    @property
+    def value(self) -> Tensor:
+        """What the model computes; on the meta device in a pass that needs no values."""
+        if self.unfinished is not None:
+            self.finish()
+        return self._value
+
+    @property
+    def path(self) -> PathSum | None:
+        """The path sum, or None for a *gate tensor*: a value computed from path tensors that
+        carries no path itself (a norm, attention probabilities)."""
+        if self.unfinished is not None:
+            self.finish()
+        return self._path
+
+    def finish(self) -> None:
+        """Compute value and path now, if they have not been."""
+        if self.unfinished is not None:
+            self._value, self._path = self.unfinished.run()
+            self._version_seen, self.unfinished = self._value._version, None
+
+    def become(self, result: PathTensor) -> None:
         """Take over the result of an in-place operation; other views of the old value are stale
         from now on."""
-        if value is not self.value:
-            torch.autograd.graph.increment_version(self.value)
-        self.value, self.path = value, path
-        self._version_seen = value._version
+        if self.unfinished is None and result._value is not self._value:
+            torch.autograd.graph.increment_version(self._value)
+        self._value, self._path, self.unfinished = result._value, result._path, result.unfinished
+        self._version_seen = self._value._version
 
     def check_fresh(self) -> None:
         """Raise if the value was changed in place behind the path's back (through a view, or
         outside a rule)."""
-        if self.value._version != self._version_seen:
+        if self.unfinished is None and self._value._version != self._version_seen:
             raise NoRuleError(registry.STALE)
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
@@ -142,6 +181,8 @@ class Interpreter(TorchFunctionMode):
         if kwargs:
             path_tensors += path_tensors_in(kwargs.values())
         if not path_tensors:
+            if registry.is_in_place(func):
+                network.finish()
             masked_args, masked_kwargs = network.weights.masked_arguments(func, args, kwargs)
             result = func(*masked_args, **masked_kwargs)
             network.weights.follow(func, args, kwargs, result)
@@ -154,11 +195,14 @@ class Interpreter(TorchFunctionMode):
         for tensor in path_tensors:
             tensor.check_fresh()
         target = registry.in_place_target(func, args, kwargs)
+        if target is not None and target.unfinished is None:
+            network.finish(target.value)
         applied = network.weights.applied
         with network.path_arithmetic():
             result = entry.rule(network, func, *args, **kwargs)
         if target is not None:
-            target.become(result.value, result.path)
+            target.become(result)
+            network.note_unfinished(target)
             target.opening, target.mean_of = result.opening, result.mean_of
             target.halves = result.halves
             result = target
@@ -184,7 +228,7 @@ class Interpreter(TorchFunctionMode):
         for made in path_tensors_in((result,)):
             if made.own and made is not target:
                 continue  # the rule handed an operand through
-            if made.path is None and made.ended is None:
+            if made.unfinished is None and made.path is None and made.ended is None:
                 made.ended = next((x.ended for x in operands if x.ended is not None), None)
             self._count += 1
             made.constant = made.constant or all(operand.constant for operand in operands)

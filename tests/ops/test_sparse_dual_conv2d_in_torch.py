@@ -34,7 +34,28 @@ def arguments(dtype: torch.dtype = F32) -> dict[str, Any]:
         "padding": [1, 1],
         "dilation": [1, 1],
         "squared": False,
+        "scale": None,
+        "residual": None,
+        "residual_path": None,
+        "relu": False,
     }
+
+
+def end(dtype: torch.dtype = F32) -> dict[str, Any]:
+    """Arguments that give the op an end."""
+    return {
+        "scale": torch.randn(4, dtype=dtype),
+        "residual": torch.randn(2, 4, 8, 9, dtype=dtype),
+        "residual_path": torch.rand(2, 4, 8, 9, dtype=dtype),
+        "relu": True,
+    }
+
+
+def by_name(a: dict[str, Any]) -> dict[str, Any]:
+    """The same as pxfast.ops.sparse_dual_conv2d takes them: the residual as a pair."""
+    residual, path = a["residual"], a["residual_path"]
+    pair = None if residual is path is None else (residual, path)
+    return {name: x for name, x in a.items() if name != "residual_path"} | {"residual": pair}
 
 
 @pytest.mark.parametrize("dtype", [F32, F64], ids=["float32", "float64"])
@@ -45,6 +66,7 @@ def test_opcheck(dtype: torch.dtype, squared: bool):
         {"bias": None},
         {"stride": [2, 2]},
         {"path": torch.rand(1, 3, 1, 1).to(dtype)},
+        end(dtype),
     ):
         a = arguments(dtype) | {"squared": squared} | change
         torch.library.opcheck(torch.ops.pxfast.sparse_dual_conv2d, tuple(a.values()))
@@ -54,7 +76,7 @@ def test_opcheck(dtype: torch.dtype, squared: bool):
 def test_every_argument_arrives(backend: Backend):
     """torch does not compare the arguments of a kernel on its stable ABI with the schema."""
     a = arguments(F64)
-    expected = backend("sparse_dual_conv2d", *a.values())
+    plain, ended = (backend("sparse_dual_conv2d", *x.values()) for x in (a, a | end(F64)))
     changes = {
         "value": a["value"] + 1,
         "path": a["path"] + 1,
@@ -66,9 +88,12 @@ def test_every_argument_arrives(backend: Backend):
         "dilation": [1, 2],
         "squared": True,
     }
+    changes |= {name: None if name != "relu" else False for name in end()}
+    changes |= {"residual": end(F64)["residual"] + 1, "residual_path": end(F64)["residual"] + 1}
     assert changes.keys() == a.keys()
     for name, changed in changes.items():
-        other = backend("sparse_dual_conv2d", *(a | {name: changed}).values())
+        start, expected = (a | end(F64), ended) if name in end() else (a, plain)
+        other = backend("sparse_dual_conv2d", *(start | {name: changed}).values())
         assert any(
             x.shape != y.shape or not torch.equal(x, y)
             for x, y in zip(other, expected, strict=True)
@@ -124,6 +149,23 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         {"bias": torch.ones(4, dtype=F64)},
         "bias must have weight's dtype float32, got float64",
     ),
+    "scale_shape": ({"scale": torch.ones(3)}, "scale must have shape [4], got [3]"),
+    "scale_dtype": (
+        {"scale": torch.ones(4, dtype=F64)},
+        "scale must have weight's dtype float32, got float64",
+    ),
+    "residual_alone": (
+        {"residual": torch.ones(2, 4, 8, 9)},
+        "residual and residual_path go together, got only one of them",
+    ),
+    "residual_shape": (
+        {"residual": torch.ones(2, 4, 8, 1), "residual_path": torch.ones(2, 4, 8, 9)},
+        "residual must have the result's shape [2, 4, 8, 9], got [2, 4, 8, 1]",
+    ),
+    "residual_path_dtype": (
+        {"residual": torch.ones(2, 4, 8, 9), "residual_path": torch.ones(2, 4, 8, 9, dtype=F64)},
+        "residual_path must have weight's dtype float32, got float64",
+    ),
     "stride": ({"stride": [1, 0]}, "stride must be two integers >= 1, got [1, 0]"),
     "padding": ({"padding": [-1, 0]}, "padding must be two integers >= 0, got [-1, 0]"),
     "dilation": ({"dilation": [1]}, "dilation must be two integers >= 1, got [1]"),
@@ -142,7 +184,7 @@ def test_bad_input_gives_the_same_error_everywhere(backend: Backend, bad: str):
     meta = {name: t.to("meta") if isinstance(t, Tensor) else t for name, t in a.items()}
     calls: list[Callable[[], Any]] = [
         lambda: backend("sparse_dual_conv2d", *a.values()),
-        lambda: ops.sparse_dual_conv2d(**meta),
+        lambda: ops.sparse_dual_conv2d(**by_name(meta)),
     ]
     for call in calls:
         with pytest.raises(ValueError) as error:
@@ -155,7 +197,7 @@ def test_bad_device(name: str):
     a = {key: t.to("meta") if isinstance(t, Tensor) else t for key, t in arguments().items()}
     a[name] = torch.empty_like(a[name], device="cpu")
     with pytest.raises(ValueError, match=f"{name} must be on weight's device meta, got cpu"):
-        ops.sparse_dual_conv2d(**a)
+        ops.sparse_dual_conv2d(**by_name(a))
 
 
 def test_memory_is_proportional_to_the_non_zeros():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import nets
 import pytest
 import torch
+import torch.nn.functional as F
 from backends import instruction_set, instruction_sets, need
 from tolerances import DEEP_NET, close
 from torch import nn
@@ -94,6 +95,7 @@ def test_where_it_does_not_pay_layers_stay_dense(calls):
 
 def test_when_few_weights_are_few_enough():
     weight, many = torch.ones(8, 8, 3, 3), torch.ones(64, 8, 3, 3)
+    large_weight = torch.ones(2**14, 8, 3, 3)
     large, small = torch.ones(3, 8, 67, 1), torch.ones(2, 8, 10, 10)
     for isa in instruction_sets():
         with instruction_set(isa):
@@ -104,8 +106,129 @@ def test_when_few_weights_are_few_enough():
             assert not ops.sparse_dual_conv2d_pays(large, many, 0.51)
             assert ops.sparse_dual_conv2d_pays(small, weight, 0.15)
             assert not ops.sparse_dual_conv2d_pays(small, weight, 0.16)
+            assert ops.sparse_dual_conv2d_pays(large, large_weight, 0.17)
+            assert not ops.sparse_dual_conv2d_pays(large, large_weight, 0.18)
             assert not ops.sparse_dual_conv2d_pays(large.bfloat16(), weight, 0.1)
             assert not ops.sparse_dual_conv2d_pays(large.to("meta"), weight, 0.1)
+
+
+# ---- what follows a convolution ends it
+
+
+class Residual(nn.Module):
+    """A block with every end: BatchNorm and ReLU, a sum in place behind BatchNorm, a sum whose
+    other branch is a convolution itself; and results that are read before they are continued."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6)
+        self.conv2, self.bn2 = nn.Conv2d(6, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
+        self.down, self.bn3 = nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6, affine=False)
+
+    def forward(self, x):
+        out = torch.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out += x
+        x = F.relu_(out)
+        between = self.conv1(x)
+        out = F.relu(self.bn1(between))
+        out = self.bn2(self.conv2(out)) + self.bn3(self.down(x))
+        return F.relu(out, inplace=True) + 0.5 * between
+
+
+def residual_network(dtype=F64):
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Conv2d(2, 6, 3), Residual(), nn.Flatten(), nn.LazyLinear(3)).to(dtype)
+    x = torch.randn(3, 2, 12, 11, dtype=dtype)
+    for _ in range(3):
+        model(x + 1)  # running statistics that are not 0 and 1
+    return model.eval(), x
+
+
+@pytest.fixture
+def ends(monkeypatch):
+    """The ends that the op was called with: scale, residual, ReLU."""
+    seen = []
+
+    def recorded(*args, scale=None, residual=None, relu=False, **kwargs):
+        seen.append((scale is not None, residual is not None, relu))
+        return original(*args, scale=scale, residual=residual, relu=relu, **kwargs)
+
+    original = ops.sparse_dual_conv2d
+    monkeypatch.setattr(ops, "sparse_dual_conv2d", recorded)
+    return seen
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("density", [0.2, 0.7])
+def test_scores_behind_fused_ends_are_those_of_the_reference(ends, dtype, density):
+    model, x = residual_network()
+    masks = nets.random_masks(model, density)
+    expected = px.score(model, x, masks=masks)
+    ends.clear()
+    scores = pxfast.score(model.to(dtype), x.to(dtype), masks=masks)
+    for name, values in expected.items():
+        close(scores[name], values, DEEP_NET[dtype], name)
+    whole, relu, plain = (True, True, True), (True, False, True), (False, False, False)
+    assert ends.count(whole) == 2 and ends.count(relu) == 2
+    assert plain in ends  # what is read on its own
+
+
+def test_resnet20_ends_in_its_convolutions(ends):
+    torch.manual_seed(5)
+    model, x = models.resnet20().eval(), torch.randn(4, 3, 16, 16)
+    pxfast.score(model, x, masks=nets.random_masks(model, 0.1))
+    assert ends.count((True, True, True)) == 9  # blocks
+    assert ends.count((True, False, True)) == 10
+
+
+def test_batch_statistics_and_hooks_read_what_the_convolution_gives(ends):
+    model, x = residual_network()
+    masks = nets.random_masks(model, 0.2)
+    pxfast.score(model, x, masks=masks, batchnorm="data")
+    assert not any(scale for scale, _, _ in ends)
+    plain = pxfast.score(model, x, masks=masks)
+    seen = []
+    block = model[1]
+    block.conv2.register_forward_hook(lambda _, __, out: seen.append((out.sum().item(), out.shape)))
+    block.bn2.register_forward_hook(lambda _, __, out: seen.append((out.sum().item(), out.shape)))
+    hooked = pxfast.score(model, x, masks=masks)
+    with torch.no_grad():
+        masked = {name: p * masks[name] for name, p in model.named_parameters() if name in masks}
+        got = [seen.copy(), seen.clear()][0]
+        torch.func.functional_call(model, masked, (x,))
+    values = [pair for pair in got if pair[1][0] == 3]
+    assert len(values) >= len(seen) == 4
+    for (value, shape), (expected, other) in zip(values[-4:], seen, strict=True):
+        assert shape == other and abs(value - expected) <= 1e-9 * max(1, abs(expected))
+    for name, values in plain.items():
+        close(hooked[name], values, DEEP_NET[F64], name)
+
+
+class ChangesItsInput(nn.Module):
+    """A convolution whose input is changed in place before its result is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.conv, self.bn = nn.Conv2d(2, 6, 3), nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6)
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = self.first(x)
+        after = self.bn(self.conv(x))
+        x.relu_()
+        return self.last(F.relu(after + x).mean((2, 3)))
+
+
+def test_an_input_that_changes_in_place_is_read_before(ends):
+    torch.manual_seed(4)
+    model, x = ChangesItsInput().double().eval(), torch.randn(3, 2, 12, 11, dtype=F64)
+    masks = nets.random_masks(model, 0.3)
+    expected = px.score(model, x, masks=masks)
+    ends.clear()
+    for name, values in pxfast.score(model, x, masks=masks).items():
+        close(values, expected[name], DEEP_NET[F64], name)
+    assert (True, False, False) in ends
 
 
 # ---- linear layers

@@ -20,6 +20,7 @@ from pxfast.ops._checks import PATH_DTYPE
 from pxfast.paths.network import Network
 from pxfast.paths.pathsum import Gated, PathSum
 from pxfast.paths.registry import STALE, in_place_target, rule, spellings
+from pxfast.paths.rules.sparse import then_relu
 from pxfast.reference.gate import GATES, divided
 
 Gate = Callable[..., Tensor]
@@ -117,6 +118,9 @@ def _fused(name: str, kind_of: Callable[..., Kind]) -> Callable[..., Any]:
     apart = _gated(name, gate)
 
     def activation(network: Network, func: Any, input: Any, *args: Any, **kwargs: Any) -> Any:
+        result = then_relu(network, input) if name == "relu" else None
+        if result is not None:
+            return result
         z, path = input.value, input.path
         if path is None or not network.gates or not _goes_with(z, path.mantissa):
             return apart(network, func, input, *args, **kwargs)

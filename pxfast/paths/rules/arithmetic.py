@@ -25,12 +25,16 @@ from pxfast.paths.registry import rule, spellings
 from pxfast.paths.rules.activation import out_of_place
 from pxfast.paths.rules.complex import complex_product
 from pxfast.paths.rules.heads import is_attention
+from pxfast.paths.rules.sparse import then_add
 from pxfast.paths.side import Product
 
 
 @rule(*spellings("add"), Tensor.__add__, Tensor.__radd__, Tensor.__iadd__)
 def add(network: Network, func: Any, input: Any, other: Any, *, alpha: Any = 1) -> Any:
     """x + α·y: paths add, those of y with α² in g. A tensor without a path adds none."""
+    ended = then_add(network, input, other) if alpha == 1 else None
+    if ended is not None:
+        return ended
     value = network.broadcast(torch.add, input, other, alpha=alpha)
     if is_logits(input) or is_logits(other):
         return masked_logits(network, value, input, other, alpha)

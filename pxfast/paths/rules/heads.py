@@ -39,6 +39,7 @@ def mixed_heads(network: Network, x: Any, dim: int, layer: Callable[[Any], Any])
             return None
         return narrow(fixed.expand(x.value.shape)).mean(dim, keepdim=True)
 
-    result.path, result.ended = None, x.ended
+    result = network.tensor(result.value, None)
+    result.ended = x.ended
     result.opening = replace(opening, masks=together(opening.masks), mean=together(opening.mean))
     return result

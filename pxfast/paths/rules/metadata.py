@@ -34,7 +34,7 @@ _METHODS = [
 )  # fmt: skip
 def metadata(network: Network, func: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     """The value's own answer. Scoring always looks like inference: nothing requires grad."""
-    return func(x.value, *args, **kwargs)
+    return func(x.value if x.unfinished is None else x, *args, **kwargs)
 
 
 @rule(Tensor.device.__get__, metadata=True)

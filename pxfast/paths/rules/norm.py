@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pxfast.paths.network import Network
 from pxfast.paths.registry import rule
+from pxfast.paths.rules.sparse import then_batch_norm
 
 
 @rule(F.batch_norm, torch.batch_norm)
@@ -53,6 +54,9 @@ def batch_norm(
             value,
             network.scaled(path, lambda: _per_channel(_square(network, weight), input)),
         )
+    result = then_batch_norm(network, input, running_mean, running_var, weight, bias, eps)
+    if result is not None:
+        return result
     value = network.entrywise(
         F.batch_norm, input, running_mean, running_var, weight, bias, False, 0.0, eps
     )
