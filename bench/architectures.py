@@ -1,8 +1,9 @@
-"""Which convolutional networks can be scored, and whether the scores are right.
+"""Which networks of timm can be scored, and whether the scores are right.
 
-Every network of the library up to a size is built with random weights, norms and biases, and
-scored by px and px-joint, whole and under random masks, in float64 on one small random image. The
-scores are compared with the literal reference. The result is docs/architectures.md.
+Every convolutional network up to a size, or a small one of each kind with attention, is built with
+random weights, norms and biases, and scored by px and px-joint, whole and under random masks, in
+float64 on one small random image. The scores are compared with the literal reference. The results
+are in docs/architectures.md.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 import pxfast
+from bench import _attention_networks
+from bench._attention_networks import randomised as randomised
 from bench._libraries import load
 from bench._result import Result
 from pxfast.errors import PxfastError
@@ -41,24 +44,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--largest", type=float, default=8.0, help="millions of parameters of the largest network"
     )
-    parser.add_argument("--names", nargs="*", help="only these networks of timm")
+    parser.add_argument("--family", choices=("convolutional", "attention"), default="convolutional")
+    parser.add_argument("--names", nargs="*", help="only these networks")
 
 
 def measure(arguments: argparse.Namespace) -> Result:
     """Score and compare every network."""
     rows: list[dict[str, object]] = []
-    names = arguments.names or convnets(arguments.largest)
+    attention = arguments.family == "attention"
+    every = _attention_networks.NETWORKS if attention else convnets(arguments.largest)
+    names = arguments.names or list(every)
     for number, name in enumerate(names, start=1):
-        row = examine(name)
+        row = examine(name, attention)
         rows.append(row)
         print(f"{number}/{len(names)}", *row.values(), flush=True)
         gc.collect()
+    sizes: dict[str, object] = {
+        "parameters": f"up to {arguments.largest:g} million",
+        "image": f"{SMALL} x {SMALL} ({LARGE} x {LARGE} where it must be)",
+    }
     return Result(
-        subject="timm",
+        subject="timm-attention" if attention else "timm",
         settings={
             "timm": load("timm").__version__,
-            "parameters": f"up to {arguments.largest:g} million",
-            "image": f"{SMALL} x {SMALL} ({LARGE} x {LARGE} where it must be)",
+            **({} if attention else sizes),
             "density of the masks": DENSITY,
         },
         rows=rows,
@@ -93,25 +102,6 @@ def build(name: str, **options: Any) -> nn.Module:
     return randomised(model).double().eval()
 
 
-def randomised(model: nn.Module) -> nn.Module:
-    """Draw norms, biases, learned scales, tokens and tables at random: as initialised, many are 0
-    or 1; and the weights of linear layers so large that every branch counts."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() <= 1 or parameter.numel() == parameter.shape[0]:
-                parameter.uniform_(0.5, 1.5)
-            elif parameter.dim() == 2 and name.endswith("weight"):
-                parameter.normal_(std=parameter.shape[1] ** -0.5)
-            elif not name.endswith("weight"):
-                parameter.normal_()
-        for name, buffer in model.named_buffers():
-            if name.endswith("running_mean"):
-                buffer.normal_()
-            elif name.endswith("running_var"):
-                buffer.uniform_(0.5, 2.0)
-    return model
-
-
 def image(name: str, model: Any) -> Tensor:
     """Return one random image of the smallest size that the network takes."""
     channels, _, full = model.default_cfg["input_size"]
@@ -139,15 +129,19 @@ def masks_of(model: nn.Module, density: float = DENSITY) -> dict[str, Tensor]:
     return masks
 
 
-def examine(name: str) -> dict[str, object]:
+def examine(name: str, attention: bool = False) -> dict[str, object]:
     """Score one network in four ways and compare."""
-    model = build(name)
+    if attention:
+        model, x = _attention_networks.network(name)
+    else:
+        model = build(name)
+        x = image(name, model)
     row: dict[str, object] = {
         "network": name,
         "parameters M": round(sum(map(torch.numel, model.parameters())) / 1e6, 1),
     }
     try:
-        error = difference(model, image(name, model))
+        error = difference(model, x)
     except PxfastError as reason:
         return row | {"scored": "no", "error": "", "why": _short(reason)}
     except Exception as reason:

@@ -119,11 +119,11 @@ def test_the_bound_is_a_sum_over_samples():
 class Encoded(nn.Module):
     """torch's own encoder under a padding mask, and the mean over the tokens that are there."""
 
-    def __init__(self) -> None:
+    def __init__(self, nested: bool = False) -> None:
         super().__init__()
-        layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True, norm_first=True)
+        layer = nn.TransformerEncoderLayer(8, 2, 12, batch_first=True, norm_first=not nested)
         self.stem, self.head = nn.Linear(3, 8), nn.Linear(8, 2)
-        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=nested)
 
     def forward(self, x: Tensor, padding: Tensor) -> Tensor:
         x = self.encoder(self.stem(x * SCALES[: x.shape[1]]), src_key_padding_mask=padding)
@@ -146,6 +146,17 @@ def test_padded_tokens_change_nothing(criterion):
         close(scores[name], expected[name], SMALL_NET[torch.float64], name)
     for name in side:  # queries of padding count in ℓ, though nothing reads what they attend to
         close(scores[name][16:], expected[name][16:], SMALL_NET[torch.float64], name)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("training", [False, True])
+def test_an_encoder_that_would_drop_padded_tokens(training, criterion):
+    """nn.TransformerEncoder does as it comes: the scores are those of one that keeps them."""
+    model = seeded(lambda: Encoded(nested=True), 2).double().train(training)
+    data = {"x": X, "padding": ~PRESENT}
+    scores = pxfast.score(model, data, criterion=criterion)
+    model.encoder.use_nested_tensor = False
+    same(scores, pxfast.score(model, data, criterion=criterion), "")
 
 
 def test_masks_that_only_some_batches_bring_are_an_error():

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pxfast.paths.network import Network
+from pxfast.paths.registry import rule
 from pxfast.paths.rules.composed import interpreted
 
 
@@ -205,3 +207,9 @@ def transformer_encoder_layer(
         return src + feed_forward(norm(src, norm_weight_2, norm_bias_2))
     src = norm(src + attention(src), norm_weight_1, norm_bias_1)
     return norm(src + feed_forward(src), norm_weight_2, norm_bias_2)
+
+
+@rule(torch._nested_tensor_from_mask_left_aligned)  # pyright: ignore[reportPrivateImportUsage]
+def nested(network: Network, func: Any, x: Any, mask: Any) -> bool:
+    """nn.TransformerEncoder asks whether it may drop padded tokens: no, as while it trains."""
+    return False

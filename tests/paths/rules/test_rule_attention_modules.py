@@ -335,6 +335,12 @@ def mha() -> nn.Module:
     return nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
 
 
+def left_aligned(x: Tensor) -> bool:
+    there = torch.ones(x.shape[:2], dtype=torch.bool)
+    return torch._nested_tensor_from_mask_left_aligned(x[..., None], there)
+
+
+CALLS = {"nn.TransformerEncoder's question": left_aligned}
 CASES = {
     "nn.MultiheadAttention": Case(
         lambda: Columns(lambda m, x: m(x, x, x)[0], mha()), (WIDTH, TOKENS)
