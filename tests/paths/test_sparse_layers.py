@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import nets
 import pytest
 import torch
@@ -12,7 +14,12 @@ from torch import nn
 
 import pxfast
 from pxfast import _native, models, ops
+from pxfast.paths import pathsum
+from pxfast.paths.pathsum import PathSum
 from pxfast.paths.rules import convolution
+from pxfast.paths.rules.geometry import Convolution
+from pxfast.paths.rules.sparse import SparseConvolution
+from pxfast.paths.weight import Weight
 from pxfast.reference import px
 
 F32, F64 = torch.float32, torch.float64
@@ -172,6 +179,30 @@ def test_scores_behind_fused_ends_are_those_of_the_reference(ends, dtype, densit
     whole, relu, plain = (True, True, True), (True, False, True), (False, False, False)
     assert ends.count(whole) == 2 and ends.count(relu) == 2
     assert plain in ends  # what is read on its own
+
+
+def test_exponents_that_differ_are_aligned_before_the_sum(ends, monkeypatch):
+    model, x = residual_network()
+    masks = nets.random_masks(model, 0.4)
+    expected = pxfast.score(model, x, masks=masks)
+    ends.clear()
+    monkeypatch.setattr(pathsum, "SLACK", 0)  # every layer counts powers of two in its exponent
+    for name, values in pxfast.score(model, x, masks=masks).items():
+        close(values, expected[name], DEEP_NET[F64], name)
+    assert ends.count((True, True, True)) == 2
+
+
+@pytest.mark.parametrize(("path", "other"), [(3, -2), (-2, 3)])
+def test_a_residual_of_another_exponent(path, other):
+    theta, mask, x = torch.randn(4, 2, 1, 1), torch.ones(4, 2, 1, 1).bool(), torch.rand(1, 2, 5, 5)
+    weight = Weight(None, None, theta, mask)  # type: ignore[arg-type]
+    geometry = Convolution((1, 1), (0, 0), (1, 1), False, (0, 0), 1)
+    work = SparseConvolution(x, PathSum(x, path), weight, geometry, None)
+    added = torch.rand(1, 4, 5, 5)
+    _, plain = work.run()
+    _, summed = replace(work, residual=(added, PathSum(added, other))).run()
+    expected = plain.at_exponent(0) + added * 2.0**other
+    close(summed.at_exponent(0), expected, DEEP_NET[F32])
 
 
 def test_resnet20_ends_in_its_convolutions(ends):
