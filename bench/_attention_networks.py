@@ -119,7 +119,7 @@ NETWORKS: dict[str, tuple[str, int, dict[str, Any]]] = {
     "nest": ("nest.Nest", 32, {"img_size": 32, "num_levels": 2, "embed_dims": (8, 16),
                                "num_heads": (2, 2), "depths": (1, 1)}),
     "nextvit": ("nextvit.NextViT", 64, {"in_chans": 3, "stem_chs": (8, 8, 8),
-                                        "depths": (1, 1, 2, 1)}),
+                                        "depths": (1, 1, 5, 1)}),
     "pit": (
         "pit.PoolingVisionTransformer", 64,
         {"img_size": 64, "base_dims": (8, 8, 8), "depth": (1, 1, 1), "heads": (1, 2, 4),
