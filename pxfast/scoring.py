@@ -114,7 +114,7 @@ class Scorer:
         self._structure: Structure | None = None
         self._rows: tuple[dict[str, Tensor] | None, dict[str, int]] = (None, {})
         self._exact: set[str] = set()  # weights of which no square has become 0, and
-        self._versions = 0  # those of all parameters then
+        self._version: int | None = None  # that of all parameters then
 
     def __call__(
         self, masks: Mapping[str, Tensor] | None = None, progress: bool | None = None
@@ -137,10 +137,19 @@ class Scorer:
             self._structure = passes.structure  # fewer weights will not make the data cancel again
         provenance = {"pxfast": __version__, "criterion": self.criterion}
         provenance["batchnorm"] = self.options.get("batchnorm", "running")
-        versions = sum(parameter._version for parameter in passes.model.parameters())
-        if versions != self._versions:
-            self._exact, self._versions = set(), versions
+        version = _version(passes.model)
+        if version is None or version != self._version:
+            self._exact, self._version = set(), version
         return _assembled(passes.weights, ranges, self._exact, provenance | found)
+
+
+def _version(model: nn.Module) -> int | None:
+    """A number that grows with every change of a parameter; None for parameters made in
+    inference_mode, whose changes torch does not count."""
+    parameters = list(model.parameters())
+    if any(parameter.is_inference() for parameter in parameters):
+        return None
+    return sum(parameter._version for parameter in parameters)
 
 
 Ranges = dict[str, tuple[float, float]]  # the smallest and the largest score by weight
