@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map_only
 from tqdm import tqdm
 
@@ -165,9 +166,10 @@ def cannot_run(model: nn.Module, batch: Batch, number: int, error: Exception) ->
     """The error for a batch that the model's forward refuses, or that a pass over it does."""
     shapes = [str(list(x.shape)) for x in tree_leaves(batch.args) if _floating(x)]
     shapes += [f"{key}: {list(x.shape)}" for key, x in batch.kwargs.items() if _floating(x)]
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}  # stay as they are
     try:
         with torch.no_grad():
-            model(*batch.args, **batch.kwargs)
+            functional_call(model, buffers, batch.args, batch.kwargs)
     except Exception:
         advice = (
             "The model raises this without pxfast, too: give it the inputs that its forward takes, "

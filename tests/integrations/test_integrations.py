@@ -104,7 +104,7 @@ def test_a_missing_library_gives_one_line_that_names_the_extra(row: Row):
     run = python("-c", code, block=row.modules)
     assert run.returncode == 1
     message = run.stderr.strip().splitlines()[-1]
-    assert message.startswith("pxfast._optional.MissingPackageError: ")
+    assert message.startswith("pxfast.errors.MissingPackageError: ")
     assert message.endswith(f"is not installed: pip install 'pxfast[{row.extra}]'")
 
 
