@@ -1,10 +1,10 @@
 """Vision transformers of three libraries at full size: time and memory of a score.
 
-Every network is built as it is initialised, without downloads, and `pxfast.score` is timed in turn
-with a plain forward of the same random images, in a process of its own: px, which without masks
-skips the pass over the data, px with that pass all the same, and px-joint. Small networks of the
-same kinds are compared with the literal reference, entry by entry, in
-tests/architectures/test_*_transformers.py. ViT-g has a job of its own, `giant`.
+Every network is built as it is initialised, but for linear layers of zeros, without downloads, and
+`pxfast.score` is timed in turn with a plain forward of the same random images, in a process of its
+own: px, which without masks skips the pass over the data, px with that pass all the same, and
+px-joint. Small networks of the same kinds are compared with the literal reference, entry by entry,
+in tests/architectures/test_*_transformers.py. ViT-g has a job of its own, `giant`.
 
 Every network that is finished is kept in build/transformers, so an interrupted job, or one that has
 used up its `--minutes`, goes on where it stopped; remove that folder to measure anew.
@@ -64,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--minutes", type=float, default=math.inf, help="after which no other network is begun"
     )
+    parser.add_argument("--record", default="vision", help="name of the record, of a part of them")
 
 
 def measure(arguments: argparse.Namespace) -> Result:
@@ -83,7 +84,7 @@ def measure(arguments: argparse.Namespace) -> Result:
     if not rows:
         raise SystemExit("--minutes: no network was begun")
     return Result(
-        subject="vision",
+        subject=arguments.record,
         settings=settings,
         rows=rows,
         notes=[
@@ -136,6 +137,9 @@ def network(name: str) -> tuple[nn.Module, int]:
         else:
             configuration = getattr(module, f"{kind}Config")(image_size=size)
             model = getattr(module, TRANSFORMERS[kind])(configuration)
+    for layer in model.modules():  # torchvision's last one is 0: without a path px refuses it
+        if isinstance(layer, nn.Linear) and not layer.weight.any():
+            nn.init.trunc_normal_(layer.weight, std=0.02)
     return model.eval(), size
 
 

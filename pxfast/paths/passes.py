@@ -35,6 +35,7 @@ from pxfast.batches import (
 )
 from pxfast.errors import NoPathError, PxfastError, RangeError
 from pxfast.paths import rules  # noqa: F401 - registers the rules
+from pxfast.paths.ends import End, inner, ones, over_samples, square
 from pxfast.paths.memory import Budget
 from pxfast.paths.network import NeedsValuesError, Network
 from pxfast.paths.outputs import Select, output_paths
@@ -45,7 +46,6 @@ from pxfast.paths.tensor import Interpreter
 from pxfast.paths.weights import Weights
 from pxfast.prefetch import on_device
 
-End = tuple[PathSum, tuple[int, ...]]  # the path sum of an output, and its full shape
 Ends = Callable[[Batch, int], tuple[Network, list[PathSum]]]  # what a part adds to R or J
 
 
@@ -108,7 +108,7 @@ class Passes:
             network = self._network(gates=True, squares=False, values=False)
             try:
                 one = to_device(batch.samples(0, 1), self.device)
-                ends = self._run(network, one, _square, number=1)
+                ends = self._run(network, one, square, number=1)
             except NeedsValuesError:
                 self.structure = Structure()
             else:
@@ -131,7 +131,7 @@ class Passes:
                 for part in self._parts(batch, squares=False):
                     with self._within_memory(part, batch):
                         network = self._network(gates=True, squares=False, values=True)
-                        new = list(map(_over_samples, self._run(network, part, _square, number)))
+                        new = list(map(over_samples, self._run(network, part, square, number)))
                         sums = list(map(total, zip(sums, new, strict=True))) if sums else new
         finally:
             self.weights.memory = None
@@ -155,7 +155,7 @@ class Passes:
     def _kernel(self, one: Batch, cotangents: list[PathSum] | None) -> float:
         network, ends = self._kernel_forward(one)
         given = cotangents or [None] * len(ends)
-        exponent, mantissas = aligned([_inner(end, s) for end, s in zip(ends, given, strict=True)])
+        exponent, mantissas = aligned([inner(end, s) for end, s in zip(ends, given, strict=True)])
         result = torch.stack(mantissas).sum()
         log2 = self._checked(result, exponent)
         self._find_side_rows(network, one)
@@ -168,10 +168,10 @@ class Passes:
         """g on shapes alone, or with one sample's values if the model's forward looks at them."""
         try:
             network = self._network(gates=False, squares=True, values=False)
-            return network, self._run(network, one, _ones, number=1)
+            return network, self._run(network, one, ones, number=1)
         except NeedsValuesError:
             network = self._network(gates=False, squares=True, values=True)
-            return network, self._run(network, one, _ones, number=1)
+            return network, self._run(network, one, ones, number=1)
 
     def kernel_of_each(self, data: Iterable[Batch]) -> float:
         """Forward of h, forward and backward of g, both of every sample; returns log2 of R, with
@@ -179,9 +179,9 @@ class Passes:
 
         def ends(part: Batch, number: int) -> tuple[Network, list[PathSum]]:
             network = self._network(gates=True, squares=False, values=True)
-            sums = [path for path, _ in self._run(network, part, _square, number)]
+            sums = [path for path, _ in self._run(network, part, square, number)]
             network, ends = self._kernel_forward(part)
-            return network, [_inner(end, s) for end, s in zip(ends, sums, strict=True)]
+            return network, [inner(end, s) for end, s in zip(ends, sums, strict=True)]
 
         return self._over_parts(data, ends)
 
@@ -192,7 +192,7 @@ class Passes:
 
         def ends(part: Batch, number: int) -> tuple[Network, list[PathSum]]:
             network = self._network(gates=True, squares=True, values=True)
-            return network, [_inner(end, None) for end in self._run(network, part, _square, number)]
+            return network, [inner(end, None) for end in self._run(network, part, square, number)]
 
         return self._over_parts(data, ends)
 
@@ -247,7 +247,7 @@ class Passes:
         try:
             with self._budget.aside():
                 _, ends = self._kernel_forward(one)
-                torch.stack([_inner(end, None).mantissa for end in ends]).sum().backward()
+                torch.stack([inner(end, None).mantissa for end in ends]).sum().backward()
         finally:
             weights.purpose = purpose
         with self._budget.aside():
@@ -338,7 +338,7 @@ class Passes:
         if structure.bytes or self.batchnorm == "data":
             return structure.separable
         network = self._network(gates=True, squares=False, values=True)
-        self._run(network, batch.samples(0, 1), _square, number=1)
+        self._run(network, batch.samples(0, 1), square, number=1)
         return not network.coupled
 
     def _within_memory(self, part: Batch, batch: Batch) -> AbstractContextManager[None]:
@@ -389,29 +389,3 @@ class Passes:
         if mantissa <= 0:
             raise NoPathError(f"no path reaches the output: R = 0. {self.weights.describe_empty()}")
         return math.log2(mantissa) + int(exponent)
-
-
-def _square(x: Tensor) -> Tensor:
-    return x.square()
-
-
-def _ones(x: Tensor) -> Tensor:
-    return x.new_ones([1] * x.dim())  # constant along every dimension
-
-
-def _over_samples(end: End) -> PathSum:
-    """Σ_n: a path sum of shape [1, …], narrow where the output is."""
-    path, shape = end
-    if path.mantissa.shape[0] == 1:
-        return path.times(float(shape[0]))
-    return path.map(lambda m: m.sum(0, keepdim=True, dtype=torch.float64).to(m.dtype)).normalised()
-
-
-def _inner(end: End, s: PathSum | None) -> PathSum:
-    """Σ_k s_k g_k for one output, as a scalar; s = 1 where it is not given."""
-    path, shape = end
-    mantissa, exponent = path.mantissa, path.exponent
-    if s is not None:
-        mantissa, exponent = mantissa * s.mantissa, exponent + s.exponent
-    repeats = math.prod(shape) / max(1, mantissa.numel()) * (mantissa.numel() > 0)
-    return PathSum(mantissa.double().sum() * repeats, exponent)
