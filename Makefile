@@ -84,6 +84,7 @@ bench: $(INSTALLED) ## measure everything again (about two hours) and rewrite th
 	$(BIN)/python bench/run.py score --model mobilenet_v2 --repeats 5 --densities 1 0.5
 	$(BIN)/python bench/run.py score --model vgg16 --images 16 --size 224 --repeats 3 --densities 1 0.5 0.02
 	$(BIN)/python bench/run.py score --model vit_base_patch16_224 --repeats 3 --densities 1 0.5
+	$(BIN)/python bench/run.py score --model vit_large_patch16_224 --alone --repeats 2 --densities 1
 	$(BIN)/python bench/run.py prune --model resnet20
 	$(BIN)/python bench/run.py prune --model resnet50
 	$(BIN)/python bench/run.py official-noise
