@@ -137,15 +137,15 @@ def network(name: str) -> tuple[nn.Module, int]:
         else:
             configuration = getattr(module, f"{kind}Config")(image_size=size)
             model = getattr(module, TRANSFORMERS[kind])(configuration)
-    for layer in model.modules():  # torchvision's last one is 0: without a path px refuses it
-        if isinstance(layer, nn.Linear) and not layer.weight.any():
-            nn.init.trunc_normal_(layer.weight, std=0.02)
     return model.eval(), size
 
 
 def prepare(candidate: str, name: str, images: int, small: bool) -> Work:
     """Prepare one run of a candidate."""
     model, size = network(name)
+    for layer in model.modules():  # torchvision's last one is 0: without a path px refuses it
+        if isinstance(layer, nn.Linear) and not layer.weight.any():
+            nn.init.trunc_normal_(layer.weight, std=0.02)
     batch = torch.rand(1 if small else images, 3, size, size)
 
     def work() -> None:

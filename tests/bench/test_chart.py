@@ -54,7 +54,8 @@ def test_other_rows_and_other_jobs_are_left_out() -> None:
 
 def test_every_recorded_network_has_a_name() -> None:
     results = load_all()
-    recorded = {result.subject for result in results if result.job == "score"}
+    beside = [r for r in results if r.job == "score" and "official × forward" in r.rows[0]]
+    recorded = {result.subject for result in beside}
     assert recorded <= set(chart.NETWORKS)
     assert re.findall(r'class="head" x="0"[^>]*>([^<]*)', chart.draw(results)) == [
         name for subject, name in chart.NETWORKS.items() if subject in recorded

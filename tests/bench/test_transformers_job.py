@@ -23,8 +23,12 @@ def test_a_row_holds_every_candidate(monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(transformers, "paired_apart", here)
     monkeypatch.setattr(transformers, "peak_memory", lambda prepare, **job: 1.0)
     monkeypatch.setattr(transformers, "FOLDER", tmp_path)
-    options = argparse.Namespace(names=["timm:test_vit"], images=2, repeats=1, minutes=5)
-    (row,) = transformers.measure(options).rows
+    options = argparse.Namespace(
+        names=["timm:test_vit"], images=2, repeats=1, minutes=5, record="some"
+    )
+    result = transformers.measure(options)
+    (row,) = result.rows
+    assert result.subject == "some"
     assert (row["network"], row["image"]) == ("timm:test_vit", 160)
     for criterion in transformers.CRITERIA:
         assert row[f"{criterion} × forward"]["median"] > 0
@@ -43,7 +47,7 @@ def test_what_is_finished_is_kept(monkeypatch, tmp_path) -> None:
 
     monkeypatch.setattr(transformers, "row", row)
     names = ["a", "b", "c"]
-    options = argparse.Namespace(names=names, images=2, repeats=1, minutes=5)
+    options = argparse.Namespace(names=names, images=2, repeats=1, minutes=5, record="some")
     with pytest.raises(KeyboardInterrupt):
         transformers.measure(options)
     options.minutes = 0
