@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import keystr, tree_leaves, tree_leaves_with_path, tree_map_only
 from tqdm import tqdm
 
 from pxfast.errors import DataError
@@ -137,10 +137,25 @@ def _as_batch(item: Any) -> Batch:
 
 
 def check_finite(batch: Batch, number: int) -> None:
-    """Refuse NaN and infinity, naming the batch."""
-    for tensor in inputs(batch):
-        if not is_finite(tensor):
-            raise DataError(f"data: batch {number} holds NaN or infinity in its inputs")
+    """Refuse NaN and infinity, naming the batch, the input and the first sample that has them."""
+    for path, tensor in tree_leaves_with_path((batch.args, batch.kwargs)):
+        if not _floating(tensor) or is_finite(tensor):
+            continue
+        bad = ~torch.isfinite(tensor)
+        place = bad.nonzero()[0].tolist()
+        sample = f" (sample {place[0]})" if place and tensor.shape[0] == batch.size else ""
+        raise DataError(
+            f"data: batch {number} holds NaN or infinity in {_input_name(path)}: {int(bad.sum())} "
+            f"of {tensor.numel()} entries, the first of them {float(tensor[tuple(place)])} at "
+            f"{place}{sample}, counted from 0. Mend the data, or leave such samples out"
+        )
+
+
+def _input_name(path: tuple[Any, ...]) -> str:
+    """Where a tensor stands among the arguments of the model's forward."""
+    group, first, *rest = path
+    name = f"input {first.idx}" if group.idx == 0 else f"input {first.key!r}"
+    return name + keystr(tuple(rest))
 
 
 def is_finite(tensor: Tensor) -> bool:

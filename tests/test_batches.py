@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+import re
 from typing import Any
 
 import nets
@@ -15,7 +17,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import pxfast
-from pxfast.batches import batches
+from pxfast.batches import batches, check_finite
 from pxfast.errors import DataError
 from pxfast.paths.tensor import Interpreter
 
@@ -107,6 +109,27 @@ def test_loaders(criterion):
 def test_what_is_no_data(data, message):
     with pytest.raises(DataError, match=message):
         list(batches(data))
+
+
+BAD = torch.ones(6, 4)
+BAD[2, 3], BAD[2, 1], BAD[4, 0] = math.nan, -math.inf, math.inf
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (BAD, "input 0: 3 of 24 entries, the first of them -inf at [2, 1] (sample 2),"),
+        (((X, BAD), Y), "input 1: 3 of 24 entries, the first of them -inf at [2, 1] (sample 2),"),
+        ({"x": X, "pixels": BAD}, "input 'pixels': 3 of 24 entries, the first of them -inf at"),
+        ({"pair": [X, {"deep": BAD}]}, "input 'pair'[1]['deep']: 3 of 24 entries, the first"),
+        (((X, BAD[2]), Y), "input 1: 2 of 4 entries, the first of them -inf at [1], counted"),
+        (((X, BAD[2, 3]), Y), "input 1: 1 of 1 entries, the first of them nan at [], counted"),
+    ],
+)
+def test_entries_that_are_not_finite_are_located(data, said):
+    (batch,) = batches(data)
+    with pytest.raises(DataError, match=re.escape(f"batch 7 holds NaN or infinity in {said}")):
+        check_finite(batch, 7)
 
 
 def test_autocast_leaves_path_sums_alone():

@@ -46,7 +46,11 @@ def test_bad_data():
         pxfast.score(model, torch.randn(2, 7), masks=nets.random_masks(model, 0.5))
     bad = torch.randn(2, 4)
     bad[1, 2] = math.nan
-    with pytest.raises(DataError, match="batch 2 holds NaN or infinity"):
+    said = (
+        "data: batch 2 holds NaN or infinity in input 0: 1 of 8 entries, the first of them nan at "
+        "[1, 2] (sample 1), counted from 0. Mend"
+    )
+    with pytest.raises(DataError, match=re.escape(said)):
         pxfast.score(model, [torch.randn(2, 4), bad], masks=nets.random_masks(model, 0.5))
 
 
