@@ -163,6 +163,7 @@ def compare(
     include: Choice = None,
     exclude: Choice = None,
     output: Select = None,
+    max_memory: int | None = None,
     train: Callable[[nn.Module], float] | None = None,
     progress: bool | None = None,
     **options: Any,
@@ -181,6 +182,7 @@ def compare(
         include: Which weights are prunable.
         exclude: Which are not.
         output: Which output of the model counts; for the criteria that take it.
+        max_memory: As for `pxfast.score`, for px and px-joint.
         train: Trains and tests a classifier in place and returns its accuracy in percent, such as
             `pxfast.training.train_and_test` with its data. It gets copies of the model: as it is,
             and under the masks of each criterion.
@@ -201,7 +203,7 @@ def compare(
         raise PxfastError("criteria: expected at least one, got none")
     model = unwrapped(model)
     names, total = _used_weights(model, data, include, exclude, output)
-    settings = {"batchnorm": batchnorm, "output": output}
+    settings = {"batchnorm": batchnorm, "output": output, "max_memory": max_memory}
     planned = [getattr(each, "rounds", 1) if rounds is None else rounds for each in chosen]
     torch.empty(1, device="meta").square()  # loads torch's compiler once, outside the times
     disable = None if progress is None else not progress

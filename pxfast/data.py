@@ -19,6 +19,7 @@ from pxfast.cifar import CIFAR10, CIFAR100
 from pxfast.errors import DataError
 from pxfast.image_folders import ImageFolder, TinyImageNet
 from pxfast.images import check_size
+from pxfast.suggest import did_you_mean
 
 __all__ = [
     "CIFAR10",
@@ -68,7 +69,8 @@ def load(spec: str, *, train: bool = True, size: int | None = None) -> Dataset:
         return folders[kind](argument, train=train)
     if kind == "random" and argument:
         return RandomImages(_parse_shape(spec, argument))
-    raise DataError(f"data: expected one of {DATA_NAMES}, got {spec!r}")
+    meant = did_you_mean(spec, DATA_NAMES.split(", "))
+    raise DataError(f"data: expected one of {DATA_NAMES}, got {spec!r}{meant}")
 
 
 def balanced_subset(dataset: Dataset, per_class: int = 10, seed: int = 0) -> Subset:

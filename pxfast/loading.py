@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from pxfast._optional import require
 from pxfast.errors import FileFormatError, ModelError, PxfastError
+from pxfast.suggest import did_you_mean
 
 MODEL_NAMES = "pkg.module:factory, path/to/file.py:factory, timm:NAME, torchvision:NAME or hf:DIR"
 
@@ -51,13 +52,15 @@ def load_model(spec: str, arguments: Mapping[str, Any] | None = None) -> nn.Modu
     if kind not in _LIBRARIES:
         kind, _, name = spec.rpartition(":")
     if not kind or not name:
-        raise ModelError(f"model: expected {MODEL_NAMES}, got {spec!r}")
+        meant = f"; did you mean timm:{spec} or torchvision:{spec}?" if spec.isidentifier() else ""
+        raise ModelError(f"model: expected {MODEL_NAMES}, got {spec!r}{meant}")
     factory = _factory(spec, kind, name)
     try:
         model = factory(**dict(arguments or {}))
     except PxfastError:
         raise
     except Exception as error:  # the factory is the user's code and can raise anything
+        _check_known(spec, kind, name)
         given = ", ".join(f"{key}={value!r}" for key, value in (arguments or {}).items())
         raise ModelError(
             f"model {spec!r}: the factory failed when called with ({given}): "
@@ -152,11 +155,24 @@ def _factory(spec: str, kind: str, name: str) -> Callable[..., Any]:
         return lambda **arguments: _transformers_model(spec, Path(name), arguments)
     module = _file_module(spec, Path(kind)) if kind.endswith(".py") else _module(spec, kind)
     if not hasattr(module, name):
-        raise ModelError(f"model {spec!r}: {kind} has no attribute {name!r}")
+        made = (other for other, value in vars(module).items() if callable(value))
+        meant = did_you_mean(name, made)
+        raise ModelError(f"model {spec!r}: {kind} has no attribute {name!r}{meant}")
     factory = getattr(module, name)
     if not callable(factory):
         raise ModelError(f"model {spec!r}: {name} is not callable, got a {type(factory).__name__}")
     return factory
+
+
+def _check_known(spec: str, library: str, name: str) -> None:
+    """Raises a ModelError if the library that failed to build a model has none of that name."""
+    if library not in ("timm", "torchvision") or ":" in name:  # timm takes hf-hub:… and others
+        return
+    package = "timm" if library == "timm" else "torchvision.models"
+    known = require(package, f"model {spec!r}", library).list_models()
+    if name.lower().partition(".")[0] not in known:  # timm's names of weights follow a dot
+        meant = did_you_mean(name, known)
+        raise ModelError(f"model {spec!r}: {library} has no model {name!r}{meant}") from None
 
 
 def _module(spec: str, name: str) -> ModuleType:
@@ -167,8 +183,10 @@ def _module(spec: str, name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except Exception as error:  # importing runs the user's code, which can raise anything
+        gone = isinstance(error, ModuleNotFoundError) and error.name == name
+        meant = did_you_mean(name, [f"{library}:NAME" for library in _LIBRARIES]) if gone else ""
         raise ModelError(
-            f"model {spec!r}: cannot import {name}: {type(error).__name__}: {error}"
+            f"model {spec!r}: cannot import {name}: {type(error).__name__}: {error}{meant}"
         ) from error
 
 

@@ -111,7 +111,7 @@ def test_arguments_are_checked_before_the_work():
     for arguments, message in (
         ({"density": 2}, r"density must be in \(0, 1\]"),
         ({}, "exactly one of density"),
-        ({"density": 0.5, "criteria": ["snap"]}, "expected one of px"),
+        ({"density": 0.5, "criteria": ["snap"]}, "expected one of px.*did you mean snip"),
         ({"density": 0.5, "criteria": []}, "at least one"),
         ({"density": 0.5, "include": "head"}, "matches no weight"),
         ({"density": 1e-9}, "rounds to no weight"),

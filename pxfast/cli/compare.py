@@ -14,9 +14,11 @@ from pxfast.cli.options import (
     add_amount,
     add_batchnorm,
     add_data,
+    add_max_memory,
     add_model,
     add_plot,
     add_scope,
+    criterion,
 )
 from pxfast.compare import DEFAULT_CRITERIA, Comparison, InterruptedComparison, plot
 from pxfast.compare import compare as find_comparison
@@ -55,7 +57,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--criteria",
         nargs="+",
-        choices=criteria.NAMES,
+        type=criterion,
         metavar="NAME",
         help=f"what is compared (default: {' '.join(DEFAULT_CRITERIA)})",
     )
@@ -68,6 +70,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add_scope(group)
     add_batchnorm(group, "statistics that BatchNorm uses, for px and px-joint")
+    add_max_memory(group, "memory for scoring by px and px-joint")
     group.add_argument("--include", nargs="+", action="extend", metavar="GLOB", help="see prune")
     group.add_argument("--exclude", nargs="+", action="extend", metavar="GLOB", help="see prune")
     training = parser.add_argument_group("training")
@@ -104,6 +107,7 @@ def compare(arguments: argparse.Namespace) -> None:
             batchnorm=arguments.batchnorm,
             include=arguments.include,
             exclude=arguments.exclude,
+            max_memory=arguments.max_memory,
             train=train,
         )
     except InterruptedComparison as interrupted:

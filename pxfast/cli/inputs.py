@@ -54,6 +54,7 @@ def scoring_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "masks": masks,
         "include": arguments.include,
         "exclude": arguments.exclude,
+        "max_memory": arguments.max_memory,
     }
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
 from pxfast import criteria
 from pxfast.data import DATA_NAMES
 from pxfast.loading import MODEL_NAMES
+from pxfast.suggest import did_you_mean
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) *([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
 
 def add_model(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -69,13 +73,14 @@ def add_scoring(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("scores")
     group.add_argument(
         "--criterion",
-        choices=criteria.NAMES,
+        type=criterion,
         default="px",
         metavar="NAME",
         help="px: the paper's; px-joint: weights and data in one sum over paths; to compare with: "
         f"{', '.join(criteria.NAMES[2:])}",
     )
     add_batchnorm(group, "statistics that BatchNorm uses")
+    add_max_memory(group, "memory for scoring by px or px-joint")
     group.add_argument(
         "--masks", type=Path, metavar="FILE", help="masks to start from: what they removed stays so"
     )
@@ -94,6 +99,37 @@ def add_scoring(parser: argparse.ArgumentParser) -> None:
 def add_batchnorm(group: Any, text: str) -> None:
     """Declares whose statistics BatchNorm uses."""
     group.add_argument("--batchnorm", choices=("running", "data"), default="running", help=text)
+
+
+def add_max_memory(group: Any, text: str) -> None:
+    """Declares the limit of what scoring takes."""
+    group.add_argument(
+        "--max-memory",
+        type=_bytes,
+        metavar="SIZE",
+        help=f"{text}, on top of the model and a batch, scores included: such as 2G or 512M, in "
+        "powers of 1024, or a number of bytes; batches are split to stay below it (default: no "
+        "limit)",
+    )
+
+
+def criterion(name: str) -> str:
+    """Checks the name of a criterion, as argparse wants it."""
+    if name not in criteria.NAMES:
+        raise argparse.ArgumentTypeError(
+            f"invalid choice: {name!r} (choose from {', '.join(criteria.NAMES)})"
+            f"{did_you_mean(name, criteria.NAMES)}"
+        )
+    return name
+
+
+def _bytes(text: str) -> int:
+    """Reads a number of bytes, as argparse wants it."""
+    found = _SIZE.fullmatch(text.strip())
+    size = int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " ")) if found else 0
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"expected a size such as 2G or 512M, got {text!r}")
+    return size
 
 
 def add_amount(group: Any, required: bool = False) -> None:

@@ -18,6 +18,7 @@ from pxfast.criteria.synflow import SynFlow
 from pxfast.criteria.synflow_l2 import SynFlowL2
 from pxfast.errors import PxfastError
 from pxfast.selection.scores import Scores
+from pxfast.suggest import did_you_mean
 
 _CRITERIA = {
     criterion.name: criterion
@@ -58,7 +59,10 @@ def get(name: str) -> Any:
         PxfastError: If there is none of that name.
     """
     if name not in _CRITERIA:
-        raise PxfastError(f"criterion: expected one of {', '.join(NAMES)}, got {name!r}")
+        raise PxfastError(
+            f"criterion: expected one of {', '.join(NAMES)}, got {name!r}"
+            f"{did_you_mean(name, NAMES)}"
+        )
     return _CRITERIA[name]()
 
 

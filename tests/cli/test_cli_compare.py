@@ -60,7 +60,7 @@ def test_every_option_reaches_the_function(model, monkeypatch):
     status = run(
         *("compare", model, "--data", "digits", "--sparsity", 0.7, "--criteria", "grasp", "px"),
         *("--scope", "layer", "--batchnorm", "data", "--include", "0.*", "--exclude", "6.*"),
-        *("--per-class", 2, "--batch-size", 15),
+        *("--per-class", 2, "--batch-size", 15, "--max-memory", "2G"),
     )
     assert status == 0
     ((data, options),) = calls
@@ -68,7 +68,7 @@ def test_every_option_reaches_the_function(model, monkeypatch):
     assert options == {
         **{"density": None, "sparsity": 0.7, "criteria": ["grasp", "px"], "rounds": None},
         **{"scope": "layer", "batchnorm": "data", "include": ["0.*"], "exclude": ["6.*"]},
-        "train": None,
+        **{"train": None, "max_memory": 2 * 2**30},
     }
 
 
@@ -107,7 +107,10 @@ def test_an_unknown_criterion_is_wrong_usage(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["compare", "m:f", "--data", "digits", "--density", "0.1", "--criteria", "snap"])
     assert caught.value.code == 2
-    assert "invalid choice: 'snap'" in capsys.readouterr().err
+    assert "invalid choice: 'snap' (choose from px, px-joint, snip" in (
+        error := capsys.readouterr().err
+    )
+    assert error.endswith("did you mean snip?\n")
 
 
 def test_prune_takes_every_criterion(model, capsys):

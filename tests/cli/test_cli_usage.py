@@ -44,6 +44,8 @@ def test_a_bug_is_not_hidden(model, monkeypatch):
         ["prune", "m:f", "--data", "digits", "--density", "0.1", "--pattern", "4:2"],
         ["prune", "m:f", "--data", "digits", "--density", "0.1", "--pattern", "diagonal"],
         ["prune", "m:f", "--data", "digits", "--density", "0.1", "--criterion", "unheard"],
+        ["prune", "m:f", "--data", "digits", "--density", "0.1", "--max-memory", "2 mice"],
+        ["score", "m:f", "--data", "digits", "--max-memory", "0"],
         ["report", "m.st", "--json", "--csv"],
         ["unheard"],
     ],
@@ -64,6 +66,8 @@ def test_help_teaches(command, capsys):
     assert max(map(len, output.splitlines())) <= 100
     if command not in ("doctor",):
         assert "examples:\n  pxfast " in output
+    if command in ("score", "prune", "compare"):
+        assert "--max-memory SIZE" in output and "such as 2G" in " ".join(output.split())
     if command == "prune":
         for said in ("fraction of the weights to keep, in (0, 1]", "(default: 100)", "paper's"):
             assert said in output
