@@ -46,6 +46,7 @@ def test_every_option_of_prune_reaches_the_function(model, monkeypatch):
         *("--pattern", "channels", "--min-density", 0.05),
         *("--criterion", "px-joint", "--batchnorm", "data", "--masks", "before.safetensors"),
         *("--include", "0.*", "3.*", "--exclude", "6.*", "--exclude", "9.*"),
+        *("--max-memory", "2G"),
     )
     assert status == 0
     ((built, data, options),) = calls
@@ -58,6 +59,7 @@ def test_every_option_of_prune_reaches_the_function(model, monkeypatch):
         **{"pattern": pxfast.patterns.Channels(), "min_density": 0.05},
         **{"scope": "layer", "checkpoint": Path("run.ckpt"), "criterion": "px-joint"},
         **{"batchnorm": "data", "include": ["0.*", "3.*"], "exclude": ["6.*", "9.*"]},
+        "max_memory": 2 * 2**30,
     }
 
 
