@@ -74,9 +74,9 @@ def fixed_part(network: Network, mask: Any) -> Tensor | None:
     if isinstance(mask, PathTensor):
         if not mask.constant:
             return None  # computed from the data: open in g
-        if not network.values:
-            raise NeedsValuesError
         part = mask.value
+        if part.is_meta:
+            raise NeedsValuesError
     else:
         part = network.weights.fixed.of(mask)
     if part is None:

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 from pxfast.errors import NoRuleError, PxfastError
 from pxfast.paths import registry
@@ -199,7 +200,11 @@ class Interpreter(TorchFunctionMode):
             network.finish(target.value)
         applied = network.weights.applied
         with network.path_arithmetic():
-            result = entry.rule(network, func, *args, **kwargs)
+            if not network.values and all(tensor.constant for tensor in path_tensors):
+                made = self._constant(func, args, kwargs)
+                result = made if target is None else network.tensor(target.value, None)
+            else:
+                result = entry.rule(network, func, *args, **kwargs)
         if target is not None:
             target.become(result)
             network.note_unfinished(target)
@@ -210,6 +215,13 @@ class Interpreter(TorchFunctionMode):
             self._check_halves(func, result)
         self._note_lineage(path_tensors, result, target, network.weights.applied > applied)
         return result
+
+    def _constant(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """What a function makes of tensors without data, with its values, in a pass on shapes."""
+        args, kwargs = tree_map_only(PathTensor, lambda x: x.value, (args, kwargs))
+        with torch.no_grad():
+            made = func(*args, **kwargs)
+        return tree_map_only(Tensor, lambda value: self.network.tensor(value, None), made)
 
     def _check_halves(self, func: Any, result: Any) -> None:
         """Raise if a function of a complex tensor has lost the paths of its halves."""
@@ -231,7 +243,8 @@ class Interpreter(TorchFunctionMode):
             if made.unfinished is None and made.path is None and made.ended is None:
                 made.ended = next((x.ended for x in operands if x.ended is not None), None)
             self._count += 1
-            made.constant = made.constant or all(operand.constant for operand in operands)
+            constant = all(operand.constant for operand in operands)
+            made.constant = constant or (made.constant and made is not target)
             made.lineage |= ancestors | 1 << self._count
             made.own = 1 << self._count
             if layer:

@@ -101,8 +101,10 @@ def without_path(network: Network, func: Any, *args: Any, **kwargs: Any) -> Any:
     Tensor.new_zeros, Tensor.new_ones, Tensor.new_full, Tensor.new_empty, Tensor.new_tensor,
 )  # fmt: skip
 def new_tensor(network: Network, func: Any, *args: Any, **kwargs: Any) -> Any:
-    """No function of its input: it has only its shape, dtype or device."""
-    result = network.tensor(network.value(func, *args, **kwargs), None)
+    """No function of its input: it has only its shape, dtype or device. So its values are there in
+    a pass on shapes alone, too."""
+    where = {} if network.values else {"device": network.device}
+    result = network.tensor(network.value(func, *args, **kwargs | where), None)
     result.constant = True
     return result
 

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from middles import behind, network
-from nets import random_batch
+from nets import random_batch, seeded
+from tolerances import SMALL_NET, close
 from torch import Tensor, nn
 
 import pxfast
 from pxfast.errors import NoRuleError
 from pxfast.paths.network import NeedsValuesError
+from pxfast.paths.passes import Passes
 
 Z = torch.linspace(-2, 3, 12).view(3, 4)
 
@@ -203,3 +205,56 @@ def test_control_flow_on_values(criterion):
     )
     for name in expected:
         torch.testing.assert_close(scores[name], expected[name], rtol=1e-12, atol=0)
+
+
+class Masked(nn.Module):
+    """Attention under a mask that is drawn in the forward from a tensor like the input, as
+    torchvision's Swin does; the branch asks for one of its entries."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.head = nn.Linear(4, 12), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.inner(x).chunk(3, -1)
+        regions = x.new_zeros(x.shape[1])
+        regions[2:] = 1
+        rows, columns = torch.ones_like(regions)[:, None] * regions[:, None], regions[None]
+        mask = (rows - columns).masked_fill(rows != columns, -100.0)
+        if mask[0, 1] == 0 and float(mask.min()) == -100:
+            v = v * x.new_full((1,), 2.0)
+        return self.head((q @ k.mT + mask).softmax(-1) @ v).mean(1)
+
+
+def test_tensors_like_others_are_constants_without_values(monkeypatch):
+    """The kernel pass runs on shapes alone, and finds what it finds with values."""
+    model, x = seeded(Masked, 1).double(), random_batch((5, 4)).double()
+    ran: list[bool] = []
+    make = Passes._network
+
+    def noted(self: Passes, **kind: bool) -> Any:
+        ran.append(kind["values"])
+        return make(self, **kind)
+
+    monkeypatch.setattr(Passes, "_network", noted)
+    scores = pxfast.score(model, x)
+    assert ran and not any(ran)
+    monkeypatch.setattr(
+        Passes, "_network", lambda self, **kind: make(self, **kind | {"values": True})
+    )
+    expected = pxfast.score(model, x)
+    for name in expected:
+        close(scores[name], expected[name], SMALL_NET[torch.float64], name)
+
+
+def test_what_is_written_into_a_constant_is_data():
+    """Zeros that the data are written into are no fixed mask: in g they forbid nothing."""
+
+    def written(x: Tensor) -> bool:
+        mask = x.new_zeros(x.shape)
+        assert mask.constant and mask.clone().constant
+        mask[:, 1:] = x[:, 1:]
+        return mask.constant
+
+    assert not asked(written)
+    assert not asked(written, values=False, squares=True)
