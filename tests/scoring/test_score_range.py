@@ -16,6 +16,7 @@ from torch import nn
 import pxfast
 from pxfast import scoring
 from pxfast.errors import RangeError
+from pxfast.paths.passes import Passes
 
 F32 = torch.float32
 
@@ -60,6 +61,35 @@ def test_a_branch_that_underflows_is_an_error_and_an_empty_one_is_not():
         model.b.weight.fill_(1)
         model.b.weight[0, 0] = 1e-25
     assert pxfast.score(model, torch.randn(3, 4)).provenance["underflowed"] == {"b.weight": 1}
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_scores_that_are_not_finite_are_an_error(criterion, wrong, monkeypatch):
+    """Such as a rule of the user's can make them."""
+    settle = Passes._settle
+
+    def spoiled(self: Passes) -> None:
+        settle(self)
+        self.weights.saliency["4.weight"][0, 1] = wrong
+
+    monkeypatch.setattr(Passes, "_settle", spoiled)
+    with pytest.raises(RangeError, match=r"'4\.weight' has 1 NaN or infinite of \d+ scores"):
+        pxfast.score(nets.mlp(), nets.random_batch((4,), 3), criterion=criterion)
+
+
+def test_a_layer_without_weights_asks_for_no_second_pass(monkeypatch):
+    """Its scores are 0 whatever the range is."""
+    purposes = []
+    kernel = Passes.kernel
+
+    def noted(self: Passes, *arguments: Any) -> float:
+        purposes.append(self.weights.purpose)
+        return kernel(self, *arguments)
+
+    monkeypatch.setattr(Passes, "kernel", noted)
+    pxfast.score(Branches(), torch.ones(3, 4), masks={"b.weight": torch.zeros(4, 4)})
+    assert purposes == ["scores"]
 
 
 def test_dead_layers_behind_an_empty_one_are_not_underflow():
