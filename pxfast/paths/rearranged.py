@@ -2,7 +2,8 @@
 
 A narrow tensor stands for one of a larger shape. Written out, moved and cut again it would be
 copied whole wherever a reshape or a roll cannot be a view, as at every layer of a transformer with
-windows, and its cotangent would be written out even by views. So what is constant is left alone.
+windows, and its cotangent would be written out even by views. So what is constant is left alone:
+a 1, which stands for any size, also for 0.
 """
 
 from __future__ import annotations
@@ -139,7 +140,9 @@ def indexed(index: Any) -> Move:
             if item is ...:
                 dim += taken
             elif item is not None:
-                item, dim = _constant_index(item, tensor.shape[dim], shape[dim]), dim + 1
+                if tensor.shape[dim] != shape[dim]:  # constant: a 1, which stands for any size
+                    item = slice(None) if isinstance(item, slice) else 0
+                dim += 1
             own.append(item)
         return tensor[tuple(own)]
 
@@ -150,15 +153,6 @@ def _is_basic(item: Any) -> bool:
     if isinstance(item, (int, slice, EllipsisType)):
         return not isinstance(item, bool)
     return item is None
-
-
-def _constant_index(item: Any, held: int, size: int) -> Any:
-    """What an index takes of a dimension of the given size of which ``held`` entries are there."""
-    if held == size:
-        return item
-    if isinstance(item, slice):
-        return slice(None) if len(range(*item.indices(size))) else slice(0, 0)
-    return 0
 
 
 def _each(function: Callable[[Tensor], Tensor], made: Any) -> Any:

@@ -149,6 +149,7 @@ MOVEMENTS = {
     "narrow": lambda x: x.narrow(2, 1, 2),
     "slices": lambda x: x[:, 1::2, ..., None, 2],
     "an empty slice": lambda x: x[:, :, 7:],
+    "an empty slice, reshaped": lambda x: x[:, :, 7:].reshape(0, 7),
     "an index": lambda x: x[0, -1],
     "indices": lambda x: x[:, torch.tensor([0, 3, 3])],
     "squeeze": lambda x: x[:, :1].squeeze(1),
@@ -307,3 +308,31 @@ def test_a_scale_of_zero_makes_no_side_rows(criterion, monkeypatch):
     }  # fmt: skip
     assert not scores["value.weight"].any() and not scores["gate.weight"].any()
     assert runs == ["scores"] * (criterion == "px-joint")
+
+
+class Empty(nn.Module):
+    """Entries that an empty slice takes, summed, concatenated, and among the outputs."""
+
+    def __init__(self, empty: bool) -> None:
+        super().__init__()
+        self.empty = empty
+        self.first, self.head = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.first(x)
+        if self.empty:
+            none = x[:, 9:]
+            x = torch.cat([none, x], 1) + none.sum(1, keepdim=True) + F.pad(none, (0, 0, 1, 0))
+        x = self.head(x)
+        return x, x[:, 9:] if self.empty else x.new_zeros(len(x), 0, 2)
+
+
+@pytest.mark.parametrize("criterion", ["px", "px-joint"])
+def test_an_empty_slice_adds_no_path(criterion):
+    x = random_batch((5, 3)).double()
+    scores, expected = (
+        pxfast.score(seeded(lambda empty=empty: Empty(empty), 1).double(), x, criterion=criterion)
+        for empty in (True, False)
+    )
+    for name, score in expected.items():
+        close(scores[name], score, SMALL_NET[torch.float64], name)
