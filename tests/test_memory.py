@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import sys
 from itertools import pairwise
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 import pxfast
 from bench._harness import Work, peak_memory
 from pxfast.errors import PxfastError
-from pxfast.paths.memory import Budget, Held
+from pxfast.paths.memory import PLANNED, Budget, Held
 from pxfast.paths.tensor import PathTensor
 
 F64 = torch.float64
@@ -47,7 +48,7 @@ def convolutions() -> nn.Module:
 
 
 MODELS = {"convolutions": convolutions, "transformer": Transformer}
-SOME_FIT = {"convolutions": 25 * 2**20, "transformer": 14 * 2**20}  # of the samples below
+SOME_FIT = {"convolutions": 25 * 2**20, "transformer": 18 * 2**20}  # of the samples below
 
 
 def scoring(model: str, images: int, max_memory: int | None, small: bool = False) -> Work:
@@ -66,6 +67,25 @@ def test_px_joint_stays_below_its_limit(model, images):
         for given in (None, limit * 2**20)
     )
     assert held < limit < 0.6 * free
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_what_is_counted_stays_below_what_is_planned_with(model, monkeypatch):
+    """Scores, which the first sample leaves behind, are no part of what it took."""
+    peaks = {}
+    part = Budget.part
+
+    @contextlib.contextmanager
+    def noted(self, samples, **how):
+        with part(self, samples, **how):
+            yield
+        peaks[samples] = self.held.peak
+
+    monkeypatch.setattr(Budget, "part", noted)
+    limit = 4 * SOME_FIT[model]
+    scoring(model, 40, limit)()
+    assert 1 < max(peaks) < 40
+    assert max(peaks.values()) <= PLANNED * limit
 
 
 @pytest.mark.parametrize("criterion", ["px", "px-joint"])

@@ -103,11 +103,12 @@ class Budget:
     def part(self, samples: int, *, whole: bool = False) -> Iterator[None]:
         """While a part of a batch runs; it is an error if what cannot be cut takes too much."""
         held = self.held
-        held.peak, held.limit = held.bytes, self.memory if samples == 1 or whole else None
+        before = held.peak = held.bytes
+        held.limit = self.memory if samples == 1 or whole else None
         held.subject = "one sample" if samples == 1 else f"a batch of {samples} samples that meet"
         with held:
             yield
-        each = max(1.0, (held.peak - held.bytes) / samples)
+        each = max(1.0, (held.peak - before) / samples)  # what stays, as scores, may be younger
         self.most = max(1, int((PLANNED * self.memory - held.bytes) / each))
 
     @contextlib.contextmanager
