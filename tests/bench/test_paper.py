@@ -196,3 +196,14 @@ def test_colours_turn_around_the_grey_axis() -> None:
     assert torch.allclose(_augment._hue(red, 1 / 3).flatten(), torch.tensor([0, 1.0, 0]), atol=1e-6)
     grey = torch.full((3, 1, 1), 0.4)
     assert torch.allclose(_augment._hue(grey, 0.2), grey, atol=1e-6)
+
+
+@pytest.mark.parametrize("option", ["--help", "--list"])
+def test_it_says_which_densities_are_inferred(option: str, capsys) -> None:
+    assert pytest.approx(0.8**18, rel=1e-3) == DENSITIES[-1]
+    try:
+        paper.main([option])
+    except SystemExit as end:
+        assert end.code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "are inferred" in said and "0.018" in said
