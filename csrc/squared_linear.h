@@ -27,6 +27,10 @@
 // atomic
 //        additions of floating-point numbers. Terms are accumulated in the path type or wider.
 //
+// Precision: terms are products of floats, but for many tokens on CUDA's tensor cores, where the caller may
+// ask for
+//        fewer digits. A CPU and f64 do not know it.
+//
 // The caller (binding/squared_linear.cpp) checks shapes, types and devices. Kernels trust their arguments.
 #pragma once
 
@@ -35,6 +39,15 @@
 
 #include "dtype.h"
 #include "plan.h"
+
+namespace px {
+
+// The digits that path sums and squares keep in products on tensor cores, in torch's words for its own
+// (torch.set_float32_matmul_precision): 24, those of a float; 16, of two bf16; or 8, of one. Sums are floats.
+enum class Precision { highest, high, medium };
+inline constexpr const char* kPrecisionNames[] = {"highest", "high", "medium"};
+
+}  // namespace px
 
 namespace px::cpu {
 
@@ -88,9 +101,10 @@ namespace px::cuda {
 
 // Bytes of scratch that a call with these sizes needs, 0 where it needs none; a function of its arguments
 // alone.
-std::size_t squared_linear_scratch_bytes(int64_t T, int64_t O, int64_t K, Dtype weight_dtype);
+std::size_t squared_linear_scratch_bytes(int64_t T, int64_t O, int64_t K, Dtype weight_dtype,
+                                         Precision precision);
 std::size_t squared_linear_backward_scratch_bytes(int64_t T, int64_t O, int64_t K, Dtype weight_dtype,
-                                                  bool with_dx);
+                                                  bool with_dx, Precision precision);
 
 // Every pointer is device memory. The work is queued on `stream` (a cudaStream_t; null is the default stream)
 // of the current device, and the call returns at once. Throws std::runtime_error with CUDA's message when a
@@ -100,7 +114,7 @@ void squared_linear(const void* x,        // [T, K]
                     const uint8_t* mask,  // [O, K] or null
                     void* y,              // [T, O], written
                     void* scratch,  // squared_linear_scratch_bytes, aligned to 256 bytes, contents arbitrary
-                    int64_t T, int64_t O, int64_t K, Dtype weight_dtype, void* stream);
+                    int64_t T, int64_t O, int64_t K, Dtype weight_dtype, Precision precision, void* stream);
 
 void squared_linear_backward(const void* dy,       // [T, O]
                              const void* x,        // [T, K]
@@ -109,6 +123,7 @@ void squared_linear_backward(const void* dy,       // [T, O]
                              void* dx,             // [T, K], written; null: not wanted
                              void* saliency,       // [O, K], accumulated into
                              void* scratch,        // squared_linear_backward_scratch_bytes, as above
-                             int64_t T, int64_t O, int64_t K, Dtype weight_dtype, void* stream);
+                             int64_t T, int64_t O, int64_t K, Dtype weight_dtype, Precision precision,
+                             void* stream);
 
 }  // namespace px::cuda

@@ -90,8 +90,10 @@ class Emulated(Backend):
     def __call__(self, op: str, *args: Any) -> Any:
         return getattr(self, op)(*args)
 
-    def squared_linear(self, x: Tensor, weight: Tensor, mask: Tensor | None = None) -> Tensor:
-        y = kernels.squared_linear(_rows(x), _array(weight), _array(mask))
+    def squared_linear(
+        self, x: Tensor, weight: Tensor, mask: Tensor | None = None, precision: str = "highest"
+    ) -> Tensor:
+        y = kernels.squared_linear(_rows(x), _array(weight), _array(mask), precision)
         return torch.from_numpy(y).reshape(*x.shape[:-1], weight.shape[0])
 
     def squared_linear_backward(
@@ -103,10 +105,11 @@ class Emulated(Backend):
         saliency: Tensor,
         with_dx: bool = True,
         add: bool = True,
+        precision: str = "highest",
     ) -> Tensor:
         sums = _array(saliency if add else torch.zeros_like(saliency)).copy()
         arrays = _rows(dy), _rows(x), _array(weight), _array(mask), sums
-        dx = kernels.squared_linear_backward(*arrays, with_dx)
+        dx = kernels.squared_linear_backward(*arrays, with_dx, precision)
         saliency.copy_(torch.from_numpy(sums))
         return x.new_empty(0) if dx is None else torch.from_numpy(dx).reshape(x.shape)
 

@@ -52,19 +52,30 @@ def sum_of_products(terms: int, dtype: torch.dtype) -> float:
     return n / (1 - n)
 
 
-def split_products(terms: int) -> float:
+def split_products(terms: int, precision: str = "highest") -> float:
     """The same of squared_linear on tensor cores (csrc/cuda/mma_tile.cuh), in float32.
 
-    Factors are split into bf16 pieces that add up to them, each at most 2^-8 of the one before;
-    what products of small pieces are left out is less than 3 u of the term (u = 2^-24). A tensor
-    core adds 16 products to a sum "with at least single precision", taken here as: each of the 17
-    and the result is cut off at 24 digits of the largest, 18 · 2u of the magnitudes; what was added
-    before are products of smaller pieces, 2^-7 of it. So 38 u for 16 terms. Those sums are rounded
-    terms / 16 times, and as often at most as planes of splits; a square, and the saliency's square,
-    product and addition add 5. From 64 terms on, where the kernels are used, this is less than
-    `sum_of_products`. Numbers below 2^-110, whose last pieces underflow, are not covered.
+    highest: factors are split into bf16 pieces that add up to them, each at most 2^-8 of the one
+    before; what products of small pieces are left out is less than 3 u of the term (u = 2^-24). A
+    tensor core adds 16 products to a sum "with at least single precision", taken here as: each of
+    the 17 and the result is cut off at 24 digits of the largest, 18 · 2u of the magnitudes; what
+    was added before are products of smaller pieces, 2^-7 of it. So 38 u for 16 terms. Those sums
+    are rounded terms / 16 times, and as often at most as planes of splits; a square, and the
+    saliency's square, product and addition add 5. From 64 terms on, where the kernels are used,
+    this is less than `sum_of_products`. Numbers below 2^-110, whose last pieces underflow, are not
+    covered.
+
+    high: two pieces leave at most 2^-16 of either factor, and the product of the second ones, left
+    out, is as small: 3 · 2^-16 of the term besides.
+
+    medium: both factors are rounded to the 8 digits of a bf16, (1 + 2^-8)² - 1 of the term. Sums
+    stay in the tensor core: 36 u of them for every 16 terms. From 58 000 terms on that is more.
     """
     n = (terms / 8 + 46) * _U32
+    if precision == "high":
+        n += 3 * 2**-16
+    elif precision == "medium":
+        n = (2.25 * terms + 46) * _U32 + 2**-7 + 2**-16
     return n / (1 - n)
 
 

@@ -1,11 +1,21 @@
 // squared_linear as a torch operator.
 #include "squared_linear.h"
 
+#include <algorithm>
+#include <iterator>
+
 #include "binding/tensors.h"
 
 namespace px::binding {
 
 namespace {
+
+px::Precision precision_of(const std::string& op, const std::string& name) {
+  const auto found = std::find(std::begin(px::kPrecisionNames), std::end(px::kPrecisionNames), name);
+  if (found == std::end(px::kPrecisionNames))
+    fail(op + ": precision must be highest, high or medium, got '" + name + "'");
+  return static_cast<px::Precision>(found - std::begin(px::kPrecisionNames));
+}
 
 // The sizes of a checked call.
 struct LinearSizes {
@@ -28,9 +38,10 @@ LinearSizes check_squared_linear(const std::string& op, const Tensor& x, const T
   return sizes;
 }
 
-Tensor squared_linear_cpu(Tensor x, Tensor weight, std::optional<Tensor> mask) {
+Tensor squared_linear_cpu(Tensor x, Tensor weight, std::optional<Tensor> mask, std::string precision) {
   const std::string op = "squared_linear";
   const LinearSizes sizes = check_squared_linear(op, x, weight, mask);
+  precision_of(op, precision);  // which a CPU does not need
   Tensor y = torch::stable::new_empty(x, sizes.y);
   const Input x_in(x), weight_in(weight), mask_in(mask);
   const px::cpu::SquaredLinear call{x_in.data(), weight_in.data(), mask_in.bytes(), y.mutable_data_ptr(),
@@ -65,9 +76,10 @@ Tensor with_outputs(const LinearSizes& sizes, Tensor saliency, bool with_dx, boo
 }
 
 Tensor squared_linear_backward_cpu(Tensor dy, Tensor x, Tensor weight, std::optional<Tensor> mask,
-                                   Tensor saliency, bool with_dx, bool add) {
+                                   Tensor saliency, bool with_dx, bool add, std::string precision) {
   const std::string op = "squared_linear_backward";
   const LinearSizes sizes = check_squared_linear_backward(op, dy, x, weight, mask, saliency);
+  precision_of(op, precision);
   const Input dy_in(dy), x_in(x), weight_in(weight), mask_in(mask);
   const bool clear = !add && sizes.T == 0;
   return with_outputs(sizes, saliency, with_dx, clear, [&](void* sums, void* dx) {
@@ -83,31 +95,33 @@ Tensor squared_linear_backward_cpu(Tensor dy, Tensor x, Tensor weight, std::opti
 }
 
 #ifdef PX_WITH_CUDA
-Tensor squared_linear_cuda(Tensor x, Tensor weight, std::optional<Tensor> mask) {
+Tensor squared_linear_cuda(Tensor x, Tensor weight, std::optional<Tensor> mask, std::string precision) {
   const std::string op = "squared_linear";
   const auto [T, O, K, x_shape, y_shape] = check_squared_linear(op, x, weight, mask);
   const px::Dtype dtype = weight_dtype(op, weight);
+  const px::Precision digits = precision_of(op, precision);
   const CurrentStream stream(weight);
   Tensor y = torch::stable::new_empty(x, y_shape);
   const Input x_in(x), weight_in(weight), mask_in(mask);
-  const auto scratch = allocate_scratch(x, px::cuda::squared_linear_scratch_bytes(T, O, K, dtype));
+  const auto scratch = allocate_scratch(x, px::cuda::squared_linear_scratch_bytes(T, O, K, dtype, digits));
   px::cuda::squared_linear(x_in.data(), weight_in.data(), mask_in.bytes(), y.mutable_data_ptr(),
-                           data(scratch), T, O, K, dtype, stream.get());
+                           data(scratch), T, O, K, dtype, digits, stream.get());
   return y;
 }
 
 Tensor squared_linear_backward_cuda(Tensor dy, Tensor x, Tensor weight, std::optional<Tensor> mask,
-                                    Tensor saliency, bool with_dx, bool add) {
+                                    Tensor saliency, bool with_dx, bool add, std::string precision) {
   const std::string op = "squared_linear_backward";
   const LinearSizes sizes = check_squared_linear_backward(op, dy, x, weight, mask, saliency);
   const px::Dtype dtype = weight_dtype(op, weight);
+  const px::Precision digits = precision_of(op, precision);
   const CurrentStream stream(weight);
   const Input dy_in(dy), x_in(x), weight_in(weight), mask_in(mask);
   return with_outputs(sizes, saliency, with_dx, !add, [&](void* sums, void* dx) {
-    const auto scratch = allocate_scratch(
-        x, px::cuda::squared_linear_backward_scratch_bytes(sizes.T, sizes.O, sizes.K, dtype, with_dx));
+    const auto scratch = allocate_scratch(x, px::cuda::squared_linear_backward_scratch_bytes(
+                                                 sizes.T, sizes.O, sizes.K, dtype, with_dx, digits));
     px::cuda::squared_linear_backward(dy_in.data(), x_in.data(), weight_in.data(), mask_in.bytes(), dx, sums,
-                                      data(scratch), sizes.T, sizes.O, sizes.K, dtype, stream.get());
+                                      data(scratch), sizes.T, sizes.O, sizes.K, dtype, digits, stream.get());
   });
 }
 #endif

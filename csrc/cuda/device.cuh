@@ -215,6 +215,15 @@ __device__ inline unsigned pack_bf16(float first, float second) {
 #endif
 }
 
+// Two bf16 side by side, the first in the low half.
+__device__ inline unsigned join_bf16(bf16 first, bf16 second) {
+#ifdef __CUDACC__
+  return __bfloat16_as_ushort(first) | static_cast<unsigned>(__bfloat16_as_ushort(second)) << 16;
+#else
+  return first.bits | static_cast<unsigned>(second.bits) << 16;
+#endif
+}
+
 __device__ inline float first_bf16(unsigned both) { return __uint_as_float(both << 16); }
 __device__ inline float second_bf16(unsigned both) { return __uint_as_float(both & 0xffff0000u); }
 

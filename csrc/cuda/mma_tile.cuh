@@ -1,30 +1,18 @@
-// A product of two matrices, C[m, n] = Σ_r A(m, r) B(n, r), on tensor cores at the precision of float.
-// Operands and sinks are those of tile.cuh; Staging says how a source lies in memory and what becomes of its
-// elements.
+// Tiles of a product of two matrices, C[m, n] = Σ_r A(m, r) B(n, r), on tensor cores: how operands come to
+// shared memory, how a lane reads and splits them, and how their pieces are multiplied. mma_product.cuh holds
+// the kernel. Operands are those of tile.cuh; Staging says how a source lies in memory and what becomes of
+// its elements.
 //
-// Plan
-//   A block owns a tile of kM x kN results and walks r in slabs of 16. Slabs of both operands are copied to
-//   shared memory as they lie in memory (cp.async, 16 bytes), kStages - 1 slabs ahead; one barrier per slab.
-//   Nothing but zeros lies past the ends. A warp owns kGroupsM x kGroupsN groups of 32 x 32 results. For a
-//   group a lane reads blocks of 4 rows x 4 indices, 16 bytes at a time, from A and from B (the order of rows
-//   within a group, and of indices within a slab, is ours to choose), squares and masks what is a weight, and
-//   splits every float into bf16 pieces, which add up to it exactly: 3 pieces of 8 digits, 2 for the square
-//   of a bf16. The 6 products of pieces (5) that matter to a float go through mma m16n8k16, the smallest
-//   first.
 // Precision
-//   Tensor cores cut off digits where they add, always downwards. So they add the products of one slab only,
-//   and those sums are added to the thread's by ordinary additions: what is cut off does not grow with R.
-//   tests/tolerances.py holds the bound. Infinity times the 0 of a small piece would be NaN: a thread whose
-//   sums are not all finite adds them up once more as the formula says.
-// Shared memory
-//   kStages (16 (kM + kN) elements and 16 kN masks), in rows without padding: swizzled, so that lanes read
-//   from and copies write to all banks.
-// Bound
-//   Tensor cores: 6 (5) bf16 products for each of 2 M N R flops, so at most 1/6 (1/5) of their bf16 rate. A
-//   slab of a warp takes 6 x 8 mma a group, and about 6 instructions for each element that is split.
+//   Every float is split into bf16 pieces of 8 digits: 3 of them are all of it. A tile's kPieces says how
+//   many orders of magnitude count: products of pieces p and q, which are about 2^-8(p + q) of the whole,
+//   where p + q < kPieces. 3 keeps the digits of a float (6 products, 5 where the square of a bf16 has but 2
+//   pieces), 2 keeps 16 digits (3 products), and 1 the 8 of a bf16 (1 product). Tensor cores cut off digits
+//   where they add, always downwards. So with 3 and 2 they add the products of one slab only, and those sums
+//   are added to the thread's by ordinary additions: what is cut off does not grow with R. With 1 it stays
+//   below what rounding to bf16 loses up to tens of thousands of terms, and they keep the sums.
+//   tests/tolerances.py derives the bounds.
 #pragma once
-
-#include <algorithm>
 
 #include "cuda/device.cuh"
 #include "cuda/tile.cuh"
@@ -33,21 +21,21 @@ namespace px::cuda {
 
 // ---- Sources
 
-// Element: as it is stored; value(e): the number that counts; kPieces: bf16 that hold it exactly; mask: of
-// elements that count, null for all, where kMasked.
+// Element: as it is stored; value(e): the number that counts, a float or a bf16; kPieces: bf16 that hold it
+// exactly; mask: of elements that count, null for all, where kMasked.
 template <class Source>
 struct Staging;
 
-template <>
-struct Staging<Matrix<float>> {
-  using Element = float;
-  static constexpr int kPieces = 3;
+template <class Path>
+struct Staging<Matrix<Path>> {
+  using Element = Path;
+  static constexpr int kPieces = std::is_same_v<Path, bf16> ? 1 : 3;
   static constexpr bool kMasked = false;
 
-  static __device__ const float* elements(const Matrix<float>& source) { return source.data; }
-  static __device__ const uint8_t* mask(const Matrix<float>&) { return nullptr; }
-  static __device__ int64_t columns(const Matrix<float>& source) { return source.columns; }
-  static __device__ float value(float element) { return element; }
+  static __device__ const Path* elements(const Matrix<Path>& source) { return source.data; }
+  static __device__ const uint8_t* mask(const Matrix<Path>&) { return nullptr; }
+  static __device__ int64_t columns(const Matrix<Path>& source) { return source.columns; }
+  static __device__ Path value(Path element) { return element; }
 };
 
 // ---- Tiles
@@ -56,12 +44,13 @@ constexpr int kGroup = 32;  // rows of a group
 constexpr int kBlock = 4;   // rows and indices of a lane's block
 constexpr int kMmaR = 16;   // indices of a slab, those of one mma
 
-template <int kGroupsM_, int kGroupsN_, int kWarpsM_, int kWarpsN_, int kStages_>
+template <int kPieces_, int kGroupsM_, int kGroupsN_, int kWarpsM_, int kWarpsN_, int kStages_>
 struct MmaTile {
-  static constexpr int kGroupsM = kGroupsM_, kGroupsN = kGroupsN_, kWarpsN = kWarpsN_, kStages = kStages_;
+  static constexpr int kPieces = kPieces_, kGroupsM = kGroupsM_, kGroupsN = kGroupsN_;
+  static constexpr int kWarpsN = kWarpsN_, kStages = kStages_;
   static constexpr int kM = kGroup * kGroupsM * kWarpsM_, kN = kGroup * kGroupsN * kWarpsN;
   static constexpr int kThreads = kWarpsM_ * kWarpsN * kLanes;
-  static_assert(kStages >= 2);
+  static_assert(kStages >= 2 && kPieces >= 1 && kPieces <= 3);
 };
 
 // Where element (row, r) of a slab of kRows lies in shared memory. Along r, rows that are 4 apart are read
@@ -120,16 +109,26 @@ struct Pieces {
         }
       }
   }
+
+  __device__ void split(const bf16 (&block)[kBlock][kBlock]) {
+    static_assert(kPieces == 1);
+#pragma unroll
+    for (int i = 0; i < kBlock; ++i)
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        at[0][i][half] = join_bf16(block[i][2 * half], block[i][2 * half + 1]);
+  }
 };
 
-// One stage of an operand in shared memory.
-template <class Operand, int kRows>
+// One stage of an operand in shared memory, of which kPieces pieces count at most.
+template <class Operand, int kRows, int kPieces>
 struct Panel {
   using Source = decltype(Operand::source);
   using Staged = Staging<Source>;
   using Element = typename Staged::Element;
   static constexpr Contiguous kAlong = Operand::kAlong;
-  using Split = Pieces<Staged::kPieces>;
+  using Value = decltype(Staged::value(Element()));
+  using Split = Pieces<(Staged::kPieces < kPieces ? Staged::kPieces : kPieces)>;
   alignas(128) Element elements[kRows * kMmaR];
   alignas(16) uint8_t mask[Staged::kMasked ? kRows * kMmaR : 16];
 
@@ -146,7 +145,7 @@ struct Panel {
   __device__ void read(bool masked, int row, Split& pieces) const {
     Element block[kBlock][kBlock];
     read_block(elements, row, block);
-    float values[kBlock][kBlock];
+    Value values[kBlock][kBlock];
 #pragma unroll
     for (int i = 0; i < kBlock; ++i)
 #pragma unroll
@@ -191,203 +190,38 @@ struct GroupSums {
   __device__ float result(int i, int j) const { return at[i / 2][j % 4][i % 2 * 2 + j / 4]; }
 
   // += Σ_r of one slab.
-  template <class A, class B>
+  template <int kPieces, class A, class B>
   __device__ void add(const A& a, const B& b) {
 #pragma unroll
     for (int tile = 0; tile < 2; ++tile) {
-      float slab[4][4] = {};
+      if constexpr (kPieces == 1) {
+        multiply<kPieces>(a, b, tile, at[tile]);
+      } else {
+        float slab[4][4] = {};
+        multiply<kPieces>(a, b, tile, slab);
 #pragma unroll
-      for (int small = 2; small >= 0; --small)  // pieces p and q are about 2^-8(p + q) of the first
+        for (int n = 0; n < 4; ++n)
 #pragma unroll
-        for (int p = 0; p <= small; ++p)
-          if (p < A::kPieces && small - p < B::kPieces) {
-            const auto& rows = a.at[p];
-            const unsigned of_a[4] = {rows[2 * tile][0], rows[2 * tile + 1][0], rows[2 * tile][1],
-                                      rows[2 * tile + 1][1]};
-#pragma unroll
-            for (int n = 0; n < 4; ++n) mma_bf16(slab[n], of_a, b.at[small - p][n]);
-          }
-#pragma unroll
-      for (int n = 0; n < 4; ++n)
-#pragma unroll
-        for (int c = 0; c < 4; ++c) at[tile][n][c] += slab[n][c];
+          for (int c = 0; c < 4; ++c) at[tile][n][c] += slab[n][c];
+      }
     }
-  }
-};
-
-template <class Tile, class A, class B>
-struct Stage {
-  Panel<A, Tile::kM> a;
-  Panel<B, Tile::kN> b;
-};
-
-template <class Tile, class A, class B>
-using MmaStages = Stage<Tile, A, B>[Tile::kStages];
-
-template <class Operand>
-__device__ inline float element(const Operand& operand, int64_t row, int64_t r) {
-  if constexpr (Operand::kAlong == Contiguous::r) {
-    return operand.source.template load<1>(row, r).at[0];
-  } else {
-    return operand.source.template load<1>(r, row).at[0];
-  }
-}
-
-// What a block has to do, and what a thread does of it: block b computes tile b % tiles of split b / tiles.
-template <class Tile, class A, class B>
-struct MmaBlock {
-  using Sums = GroupSums[Tile::kGroupsM][Tile::kGroupsN];
-  int64_t split, m0, n0, first, last;  // first ... last - 1: indices r
-  int rows_a, rows_b;                  // that are left
-  int warp_m, warp_n, lane;
-
-  __device__ MmaBlock(int64_t M, int64_t N, int64_t R, int64_t span) {
-    const int64_t tiles_n = divide_up(N, Tile::kN), tiles = divide_up(M, Tile::kM) * tiles_n;
-    const int64_t tile = blockIdx.x % tiles;
-    split = blockIdx.x / tiles, m0 = tile / tiles_n * Tile::kM, n0 = tile % tiles_n * Tile::kN;
-    first = split * span, last = first + span < R ? first + span : R;
-    rows_a = at_most(Tile::kM, M - m0), rows_b = at_most(Tile::kN, N - n0);
-    const int warp = static_cast<int>(threadIdx.x) / kLanes;
-    warp_m = warp / Tile::kWarpsN * (kGroup * Tile::kGroupsM);
-    warp_n = warp % Tile::kWarpsN * (kGroup * Tile::kGroupsN);
-    lane = static_cast<int>(threadIdx.x) % kLanes;
-  }
-
-  // A group of copies for each slab, empty past the last.
-  __device__ void copy(Stage<Tile, A, B>& stage, const A& a, const B& b, int64_t r) const {
-    if (r < last) {
-      const int indices = at_most(kMmaR, last - r);
-      stage.a.template copy<Tile::kThreads>(a.source, m0, rows_a, r, indices);
-      stage.b.template copy<Tile::kThreads>(b.source, n0, rows_b, r, indices);
-    }
-    commit_copies();
-  }
-
-  __device__ void multiply(const Stage<Tile, A, B>& stage, bool masked, Sums& sums) const {
-    typename Panel<B, Tile::kN>::Split of_b[Tile::kGroupsN];
-#pragma unroll
-    for (int n = 0; n < Tile::kGroupsN; ++n) stage.b.read(masked, warp_n + n * kGroup, of_b[n]);
-#pragma unroll
-    for (int m = 0; m < Tile::kGroupsM; ++m) {
-      typename Panel<A, Tile::kM>::Split of_a;
-      stage.a.read(false, warp_m + m * kGroup, of_a);
-#pragma unroll
-      for (int n = 0; n < Tile::kGroupsN; ++n) sums[m][n].add(of_a, of_b[n]);
-    }
-  }
-
-  static __device__ bool all_finite(const Sums& sums) {
-    float zero = 0;  // NaN otherwise
-#pragma unroll
-    for (int m = 0; m < Tile::kGroupsM; ++m)
-#pragma unroll
-      for (int n = 0; n < Tile::kGroupsN; ++n)
-#pragma unroll
-        for (int at = 0; at < kBlock * 8; ++at) zero += 0.0f * sums[m][n].result(at / 8, at % 8);
-    return zero == 0;
-  }
-
-  // Four neighbouring results of group (m, n), from the lane's (i, j) on, where they lie in the matrix.
-  template <class Sink, class Results>
-  __device__ void write(const Sink& sink, int m, int n, int i, int j, Results results) const {
-    const int row = warp_m + m * kGroup + lane / 4 * kBlock + i;
-    const int column = warp_n + n * kGroup + lane % 4 * 8 + j;
-    if (row < rows_a && column < rows_b)
-      sink.write(split, m0 + row, n0 + column, results(m0 + row, n0 + column));
-  }
-
-  template <class Sink>
-  __device__ void store(const Sink& sink, const Sums& sums) const {
-#pragma unroll
-    for (int m = 0; m < Tile::kGroupsM; ++m)
-#pragma unroll
-      for (int n = 0; n < Tile::kGroupsN; ++n)
-#pragma unroll
-        for (int at = 0; at < kBlock * 8; at += 4)
-          write(sink, m, n, at / 8, at % 8, [&](int64_t, int64_t) {
-            const auto result = [&](int j) { return sums[m][n].result(at / 8, at % 8 + j); };
-            return Pack<float, 4>{{result(0), result(1), result(2), result(3)}};
-          });
-  }
-
-  // The same results from the operands in memory.
-  template <class Sink>
-  __device__ void store_plain_sums(const Sink& sink, const A& a, const B& b) const {
-#pragma unroll 1
-    for (int at = 0; at < Tile::kGroupsM * Tile::kGroupsN * kBlock * 8; at += 4) {
-      const int group = at / (kBlock * 8), i = at / 8 % kBlock, j = at % 8;
-      write(sink, group / Tile::kGroupsN, group % Tile::kGroupsN, i, j, [&](int64_t row, int64_t column) {
-        Pack<float, 4> sums = {};
-#pragma unroll 1
-        for (int64_t r = first; r < last; ++r)
-          for (int v = 0; v < 4; ++v) sums.at[v] += element(a, row, r) * element(b, column + v, r);
-        return sums;
-      });
-    }
-  }
-};
-
-// The sink's write(split, m, n, pack) takes four neighbouring results of row m; a split covers `span` (a
-// multiple of 16) indices r. Arrays are aligned to 16 bytes, their rows multiples of 8 elements.
-template <class Tile, class A, class B, class Sink>
-__global__ void __launch_bounds__(Tile::kThreads, 1)
-    mma_product(A a, B b, Sink sink, int64_t M, int64_t N, int64_t R, int64_t span) {
-  PX_DYNAMIC_SHARED(stages, MmaStages<Tile, A, B>);
-  const MmaBlock<Tile, A, B> block(M, N, R, span);
-  const bool masked = Staging<decltype(B::source)>::mask(b.source);
-  for (int s = 0; s < Tile::kStages - 1; ++s) block.copy(stages[s], a, b, block.first + s * kMmaR);
-
-  typename MmaBlock<Tile, A, B>::Sums sums;
-  int stage = 0, free = Tile::kStages - 1;  // the one that is multiplied, the one that is copied to
-  for (int64_t r = block.first; r < block.last; r += kMmaR) {
-    wait_for_copies<Tile::kStages - 2>();
-    __syncthreads();  // the slab is there for all, and all have read the one before
-    block.copy(stages[free], a, b, r + (Tile::kStages - 1) * kMmaR);
-    block.multiply(stages[stage], masked, sums);
-    free = stage;
-    stage = stage + 1 == Tile::kStages ? 0 : stage + 1;
-  }
-  if (block.all_finite(sums)) {
-    block.store(sink, sums);
-  } else {
-    block.store_plain_sums(sink, a, b);
-  }
-}
-
-// ---- Launching
-
-// A call's sizes and where it is queued. Cut says how products are cut: Mma, their tile; kMmaBlocks, wanted,
-// by splits if tiles are fewer; kLeast, the terms of a split.
-template <class Cut>
-struct MmaProduct {
-  using Tile = typename Cut::Mma;
-  int64_t M, N, R;
-  void *scratch, *stream;
-
-  static Splits splits(int64_t M, int64_t N, int64_t R) {
-    return Splits(R, Cut::kMmaBlocks / std::max<int64_t>(1, tiles<Tile>(M, N)), Cut::kLeast, kMmaR);
-  }
-
-  static int64_t scratch_bytes(int64_t M, int64_t N, int64_t R) {
-    const int64_t count = splits(M, N, R).count;
-    return count == 1 ? 0 : count * M * N * static_cast<int64_t>(sizeof(float));
-  }
-
-  // Queues sink(m, n) = Σ_r A(m, r) B(n, r).
-  template <class A, class B, class Sink>
-  void queue(const A& a, const B& b, const Sink& sink) const {
-    const Splits cut = splits(M, N, R);
-    if (cut.count == 1) return queue_tiles(a, b, sink, cut);
-    const Planes<float> planes{static_cast<float*>(scratch), M, N};
-    queue_tiles(a, b, planes, cut);
-    launch_add_planes<4>(static_cast<const float*>(planes.data), sink, M, N, cut, stream);
   }
 
  private:
-  template <class A, class B, class Sink>
-  void queue_tiles(const A& a, const B& b, const Sink& sink, const Splits& cut) const {
-    launch_with_shared<MmaStages<Tile, A, B>>(mma_product<Tile, A, B, Sink>, cut.count * tiles<Tile>(M, N),
-                                              Tile::kThreads, stream, a, b, sink, M, N, R, cut.span);
+  // The products of pieces that count, the smallest first.
+  template <int kPieces, class A, class B>
+  static __device__ void multiply(const A& a, const B& b, int tile, float (&sums)[4][4]) {
+#pragma unroll
+    for (int small = kPieces - 1; small >= 0; --small)
+#pragma unroll
+      for (int p = 0; p <= small; ++p)
+        if (p < A::kPieces && small - p < B::kPieces) {
+          const auto& rows = a.at[p];
+          const unsigned of_a[4] = {rows[2 * tile][0], rows[2 * tile + 1][0], rows[2 * tile][1],
+                                    rows[2 * tile + 1][1]};
+#pragma unroll
+          for (int n = 0; n < 4; ++n) mma_bf16(sums[n], of_a, b.at[small - p][n]);
+        }
   }
 };
 

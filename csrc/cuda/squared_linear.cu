@@ -3,24 +3,26 @@
 
 namespace px::cuda {
 
-std::size_t squared_linear_scratch_bytes(int64_t T, int64_t O, int64_t K, Dtype weight_dtype) {
-  return forward_scratch_bytes<SquaredLinearCut>(T, O, K, weight_dtype);
+std::size_t squared_linear_scratch_bytes(int64_t T, int64_t O, int64_t K, Dtype weight_dtype,
+                                         Precision precision) {
+  return forward_scratch_bytes<SquaredLinearCut>(T, O, K, weight_dtype, precision);
 }
 
 std::size_t squared_linear_backward_scratch_bytes(int64_t T, int64_t O, int64_t K, Dtype weight_dtype,
-                                                  bool with_dx) {
-  return backward_scratch_bytes<SquaredLinearCut>(T, O, K, weight_dtype, with_dx);
+                                                  bool with_dx, Precision precision) {
+  return backward_scratch_bytes<SquaredLinearCut>(T, O, K, weight_dtype, with_dx, precision);
 }
 
 void squared_linear(const void* x, const void* weight, const uint8_t* mask, void* y, void* scratch, int64_t T,
-                    int64_t O, int64_t K, Dtype weight_dtype, void* stream) {
-  forward<SquaredLinearCut>(x, weight, mask, y, scratch, T, O, K, weight_dtype, stream);
+                    int64_t O, int64_t K, Dtype weight_dtype, Precision precision, void* stream) {
+  forward<SquaredLinearCut>(x, weight, mask, y, scratch, T, O, K, weight_dtype, precision, stream);
 }
 
 void squared_linear_backward(const void* dy, const void* x, const void* weight, const uint8_t* mask, void* dx,
                              void* saliency, void* scratch, int64_t T, int64_t O, int64_t K,
-                             Dtype weight_dtype, void* stream) {
-  backward<SquaredLinearCut>(dy, x, weight, mask, dx, saliency, scratch, T, O, K, weight_dtype, stream);
+                             Dtype weight_dtype, Precision precision, void* stream) {
+  backward<SquaredLinearCut>(dy, x, weight, mask, dx, saliency, scratch, T, O, K, weight_dtype, precision,
+                             stream);
 }
 
 }  // namespace px::cuda

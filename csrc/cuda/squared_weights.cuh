@@ -35,7 +35,7 @@ struct MaskedWeights {
   }
 };
 
-// How products of tiles read the weight (tile.cuh, mma_tile.cuh).
+// How products of tiles read the weight (tile.cuh, mma_product.cuh).
 template <class Weight>
 struct SquaredWeights {
   const Weight* __restrict__ weight;  // [O, K]

@@ -4,6 +4,11 @@ Dimensions: K inputs, O outputs, any leading dimensions (T rows in all). Path su
 the weight is, and float32 otherwise (float32, bfloat16 and float16 weights). Arguments may have any
 strides; one that is not contiguous is copied first, which costs a read and a write of it.
 csrc/squared_linear.h is the kernels' contract.
+
+On tensor cores (CUDA, from 128 rows on, no float64) the digits that path sums and squares keep are
+those that `torch.set_float32_matmul_precision` asks for: "highest", torch's default, all 24 of
+float32; "high" 16, for half the work; "medium" the 8 of bfloat16, for a sixth. Sums stay float32.
+Elsewhere the setting changes nothing.
 """
 
 from __future__ import annotations
@@ -23,6 +28,8 @@ from pxfast.ops._checks import (
 from pxfast.ops._declare import declare
 from pxfast.reference import squared_linear as reference
 
+PRECISIONS = ("highest", "high", "medium")
+
 
 def squared_linear(x: Tensor, weight: Tensor, mask: Tensor | None = None) -> Tensor:
     """y = x (W∘W∘M)ᵀ, with the squares formed while the weight is read.
@@ -36,7 +43,8 @@ def squared_linear(x: Tensor, weight: Tensor, mask: Tensor | None = None) -> Ten
         mask: M [O, K], bool; False removes a weight, whatever it holds. None keeps every weight.
 
     Returns:
-        y [..., O], x's dtype.
+        y [..., O], x's dtype. Many rows on a GPU keep the digits that
+        `torch.set_float32_matmul_precision` asks for.
 
     Raises:
         ValueError: shapes, dtypes or devices do not fit; the message names the argument, what was
@@ -49,7 +57,7 @@ def squared_linear(x: Tensor, weight: Tensor, mask: Tensor | None = None) -> Ten
     """
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         return _Differentiable.apply(x, weight, mask)  # type: ignore[no-any-return]
-    return torch.ops.pxfast.squared_linear(x, weight, mask)
+    return torch.ops.pxfast.squared_linear(x, weight, mask, matmul_precision())
 
 
 def squared_linear_backward(
@@ -89,7 +97,24 @@ def squared_linear_backward(
         >>> saliency
         tensor([[9., 2.]])
     """
-    return torch.ops.pxfast.squared_linear_backward(dy, x, weight, mask, saliency, with_dx, add)
+    return torch.ops.pxfast.squared_linear_backward(
+        dy, x, weight, mask, saliency, with_dx, add, matmul_precision()
+    )
+
+
+def matmul_precision() -> str:
+    """What torch is asked to keep of float32 in products of matrices: highest, high or medium.
+
+    Where only torch's newer settings say it, "tf32" counts as high. Code that torch.compile traces
+    cannot read it and keeps all digits.
+    """
+    if torch.compiler.is_compiling():
+        return PRECISIONS[0]
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # set by the newer setting
+        tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
+        return PRECISIONS[1] if tf32 else PRECISIONS[0]
 
 
 class _Differentiable(torch.autograd.Function):
@@ -97,7 +122,7 @@ class _Differentiable(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, mask: Tensor | None) -> Tensor:
-        return torch.ops.pxfast.squared_linear(x, weight, mask)
+        return torch.ops.pxfast.squared_linear(x, weight, mask, matmul_precision())
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -116,7 +141,7 @@ class _Differentiable(torch.autograd.Function):
         return dx, dw, None
 
 
-def _check(op: str, weight: Tensor, mask: Tensor | None, x: Tensor) -> None:
+def _check(op: str, weight: Tensor, mask: Tensor | None, x: Tensor, precision: str) -> None:
     """Raise ValueError unless the arguments fit."""
     if weight.dim() != 2:
         raise ValueError(f"{op}: weight must have shape [O, K], got {list(weight.shape)}")
@@ -126,10 +151,14 @@ def _check(op: str, weight: Tensor, mask: Tensor | None, x: Tensor) -> None:
     check_path(op, "x", x, weight)
     if mask is not None:
         check_mask(op, mask, weight)
+    if precision not in PRECISIONS:
+        raise ValueError(f"{op}: precision must be highest, high or medium, got {precision!r}")
 
 
-def _fake(x: Tensor, weight: Tensor, mask: Tensor | None = None) -> Tensor:
-    _check("squared_linear", weight, mask, x)
+def _fake(
+    x: Tensor, weight: Tensor, mask: Tensor | None = None, precision: str = "highest"
+) -> Tensor:
+    _check("squared_linear", weight, mask, x, precision)
     return x.new_empty([*x.shape[:-1], weight.shape[0]])
 
 
@@ -141,9 +170,10 @@ def _fake_backward(
     saliency: Tensor,
     with_dx: bool = True,
     add: bool = True,
+    precision: str = "highest",
 ) -> Tensor:
     op = "squared_linear_backward"
-    _check(op, weight, mask, x)
+    _check(op, weight, mask, x, precision)
     expected = [*x.shape[:-1], weight.shape[0]]
     if list(dy.shape) != expected:
         raise ValueError(f"{op}: dy must have shape {expected}, got {list(dy.shape)}")
@@ -151,6 +181,12 @@ def _fake_backward(
     check_weight_shape(op, "saliency", saliency, weight)
     check_path(op, "saliency", saliency, weight)
     return x.new_empty(x.shape if with_dx else [0])
+
+
+def _reference(
+    x: Tensor, weight: Tensor, mask: Tensor | None = None, precision: str = "highest"
+) -> Tensor:
+    return reference.squared_linear(x, weight, mask)
 
 
 def _reference_backward(
@@ -161,6 +197,7 @@ def _reference_backward(
     saliency: Tensor,
     with_dx: bool = True,
     add: bool = True,
+    precision: str = "highest",
 ) -> Tensor:
     if not add:
         saliency.zero_()
@@ -169,13 +206,13 @@ def _reference_backward(
 
 
 declare(
-    "squared_linear(Tensor x, Tensor weight, Tensor? mask=None) -> Tensor",
+    "squared_linear(Tensor x, Tensor weight, Tensor? mask=None, str precision='highest') -> Tensor",
     fake=_fake,
-    reference=reference.squared_linear,
+    reference=_reference,
 )
 declare(
     "squared_linear_backward(Tensor dy, Tensor x, Tensor weight, Tensor? mask, Tensor(a!) saliency,"
-    " bool with_dx=True, bool add=True) -> Tensor",
+    " bool with_dx=True, bool add=True, str precision='highest') -> Tensor",
     fake=_fake_backward,
     reference=_reference_backward,
 )

@@ -48,17 +48,17 @@ void expect(const char* what, int64_t T, float got, float expected) {
 
 // All zeros but the last weight of the last output and what meets it: y = 3 · 2², dx = 5 · 2², saliency = 15
 // · 2².
-void run(int64_t T, int64_t O, int64_t K) {
+void run(int64_t T, int64_t O, int64_t K, px::Precision precision = px::Precision::highest) {
   using Call = px::cuda::SquaredLinear<HugeCut, float>;
   float *x = reserve<float>(T * K), *dy = reserve<float>(T * O), *y = reserve<float>(T * O),
         *dx = reserve<float>(T * K);
   float *weight = reserve<float>(O * K), *saliency = reserve<float>(O * K);
   uint8_t* const mask = reserve<uint8_t>(O * K);
-  void* const scratch =
-      reserve<char>(1 + Call::forward_scratch_bytes(T, O, K) + Call::backward_scratch_bytes(T, O, K, true));
+  void* const scratch = reserve<char>(1 + Call::forward_scratch_bytes(T, O, K, precision) +
+                                      Call::backward_scratch_bytes(T, O, K, true, precision));
   const int64_t last = O * K - 1;
   x[T * K - 1] = 3, dy[T * O - 1] = 5, weight[last] = 2, mask[last] = 1;
-  const Call call{weight, mask, T, O, K, scratch, emulated::stream};
+  const Call call{weight, mask, T, O, K, precision, scratch, emulated::stream};
   call.forward(x, y);
   expect("y", T, y[T * O - 1], 12);
   call.backward(dy, x, dx, saliency);
@@ -173,6 +173,7 @@ int main() {
   run((int64_t{1} << 31) / 68 + 1, 68, 68);  // tiles: the path sums
   run((int64_t{1} << 31) / 64 + 1, 64, 64);  // tensor cores: the path sums
   run(64, (int64_t{1} << 31) / 64 + 8, 64);  // tensor cores: the weight
+  run((int64_t{1} << 31) / 64 + 1, 64, 64, px::Precision::medium);
   if (!failed) std::printf("PASSED\n");
   return failed;
 }

@@ -21,6 +21,7 @@ Order = Literal["forward", "reverse", "random"]
 ORDERS: tuple[Order, ...] = get_args(Order)
 
 LIBRARY = Program("abi.cpp", flags=("-O0", "-shared", "-fPIC"))
+PRECISIONS = ("highest", "high", "medium")  # enum Precision of csrc/squared_linear.h
 DTYPES = {"float32": 0, "float64": 1, "uint16": 2, "float16": 3}  # enum Dtype of csrc/dtype.h
 
 
@@ -29,14 +30,15 @@ def library() -> ctypes.CDLL:
     """The compiled launchers."""
     loaded = ctypes.CDLL(str(LIBRARY.path()))
     array, size, text = ctypes.c_void_p, ctypes.c_int64, ctypes.c_char_p
-    call = [size, size, size, ctypes.c_int]
+    sizes = [size, size, size, ctypes.c_int]  # and the weight's dtype
+    call = [*sizes, ctypes.c_int]
     loaded.emulated_squared_linear.argtypes = [*[array] * 4, *call, ctypes.c_bool, text]
     loaded.emulated_squared_linear.restype = text
     loaded.emulated_squared_linear_backward.argtypes = [*[array] * 6, *call, ctypes.c_bool, text]
     loaded.emulated_squared_linear_backward.restype = text
     loaded.emulated_scratch_bytes.argtypes = call
     loaded.emulated_scratch_bytes.restype = size
-    loaded.emulated_backward_scratch_bytes.argtypes = [*call, ctypes.c_bool]
+    loaded.emulated_backward_scratch_bytes.argtypes = [*sizes, ctypes.c_bool, ctypes.c_int]
     loaded.emulated_backward_scratch_bytes.restype = size
     for name in ("emulated_bf16", "emulated_f16"):
         getattr(loaded, name).argtypes = [ctypes.c_uint16]
@@ -59,6 +61,7 @@ def squared_linear(
     x: Array,
     weight: Array,
     mask: Array | None = None,
+    precision: str = "highest",
     *,
     order: Order = "forward",
     small: bool = False,
@@ -68,7 +71,7 @@ def squared_linear(
     _check(weight, {"x": x}, {"weight": weight, "mask": mask}, (outputs, inputs))
     y = np.full((tokens, outputs), np.nan, path_dtype(weight))
     arrays = [_pointer(array) for array in (x, weight, mask, y)]
-    sizes = (tokens, outputs, inputs, DTYPES[weight.dtype.name])
+    sizes = (tokens, outputs, inputs, DTYPES[weight.dtype.name], PRECISIONS.index(precision))
     _raise(library().emulated_squared_linear(*arrays, *sizes, small, order.encode()))
     return y
 
@@ -80,6 +83,7 @@ def squared_linear_backward(
     mask: Array | None,
     saliency: Array,
     want_dx: bool = True,
+    precision: str = "highest",
     *,
     order: Order = "forward",
     small: bool = False,
@@ -93,7 +97,7 @@ def squared_linear_backward(
         raise ValueError(f"dy must be {(tokens, outputs)}, got {dy.shape}")
     dx = np.full((tokens, inputs), np.nan, path_dtype(weight)) if want_dx else None
     arrays = [_pointer(array) for array in (dy, x, weight, mask, dx, saliency)]
-    sizes = (tokens, outputs, inputs, DTYPES[weight.dtype.name])
+    sizes = (tokens, outputs, inputs, DTYPES[weight.dtype.name], PRECISIONS.index(precision))
     _raise(library().emulated_squared_linear_backward(*arrays, *sizes, small, order.encode()))
     return dx
 

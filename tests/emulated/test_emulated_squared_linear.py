@@ -7,10 +7,11 @@ import pytest
 import torch
 from emulated import kernels
 from emulated.build import Program
-from emulated.kernels import ORDERS, Array, Order
+from emulated.kernels import ORDERS, PRECISIONS, Array, Order
+from emulated.linear_case import Case, as_float64, as_stored, close
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tolerances import split_products, sum_of_products
+from tolerances import split_products
 
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
@@ -24,71 +25,14 @@ SMALL = [
 # What a GPU runs: tiles of 64 x 64 x 16, and from 256 tiles on those of 128 x 64 x 16.
 REAL = [(1, 33, 260), (5, 70, 136), (9, 65, 68), (65, 63, 17), (64, 64, 600), (600, 36, 20)]
 # Many tokens, on tensor cores: small tiles of 32 x 64 x 16 (m, n, r), those of a GPU of
-# 128 x 128 x 16; sides are multiples of 8, and some reductions are split.
+# 128 x 128 x 16 (medium precision: 256 x 128 x 16); sides are multiples of 8, and some reductions
+# are split.
 MANY = [
     *[(17, 8, 8), (31, 56, 24), (32, 64, 16), (33, 72, 8), (64, 128, 64), (65, 136, 72)],
     *[(40, 24, 136), (150, 16, 40)],
 ]
-MANY_REAL = [(128, 64, 64), (129, 136, 72), (197, 64, 520)]
+MANY_REAL = [(128, 64, 64), (129, 136, 72), (197, 64, 520), (257, 72, 136)]
 LARGE = {"forward": (2044, 1028, 12), "dx": (2044, 12, 1028), "saliency": (12, 2044, 1028)}
-
-
-class Case:
-    """Random arguments of one call, and what must come of them."""
-
-    def __init__(self, sizes: tuple[int, int, int], dtype: str, masked: bool, seed: int = 0):
-        tokens, outputs, inputs = sizes
-        path = np.float64 if dtype == "float64" else np.float32
-        random = np.random.default_rng([seed, *sizes])
-        self.dtype, self.terms = path, max(sizes)
-        self.x = random.uniform(0, 1, (tokens, inputs)).astype(path)
-        self.dy = random.uniform(0, 1, (tokens, outputs)).astype(path)
-        self.saliency = random.uniform(0, 1, (outputs, inputs)).astype(path)
-        self.weight = as_stored(random.normal(size=(outputs, inputs)), dtype)
-        self.mask = random.integers(0, 2, (outputs, inputs), np.uint8) if masked else None
-        keep = np.ones((outputs, inputs)) if self.mask is None else self.mask
-        self.squared = np.where(keep, as_float64(self.weight) ** 2, 0)
-        if self.mask is not None:  # a masked weight counts as 0, whatever it holds
-            unused = np.array([np.nan if tokens % 2 else 1000.0])
-            self.weight[self.mask == 0] = as_stored(unused, dtype)
-
-    def run(self, order: Order = "forward", small: bool = True) -> tuple[Array, Array, Array]:
-        """y, dx and saliency as the kernels compute them."""
-        saliency = self.saliency.copy()
-        y = kernels.squared_linear(self.x, self.weight, self.mask, order=order, small=small)
-        dx = kernels.squared_linear_backward(
-            self.dy, self.x, self.weight, self.mask, saliency, order=order, small=small
-        )
-        assert dx is not None
-        return y, dx, saliency
-
-    def check(self, y: Array, dx: Array, saliency: Array, tolerance: float | None = None) -> None:
-        x, dy = self.x.astype(np.float64), self.dy.astype(np.float64)
-        close(y, x @ self.squared.T, self, tolerance)
-        close(dx, dy @ self.squared, self, tolerance)
-        close(saliency, self.saliency + dy.T @ x * self.squared, self, tolerance)
-
-
-def as_stored(values: Array, dtype: str) -> Array:
-    if dtype != "bfloat16":
-        return values.astype(dtype)
-    return (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
-
-
-def as_float64(stored: Array) -> Array:
-    if stored.dtype != np.uint16:
-        return stored.astype(np.float64)
-    with np.errstate(invalid="ignore"):  # signalling NaNs
-        return (stored.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-
-
-def close(actual: Array, expected: Array, case: Case, tolerance: float | None = None) -> None:
-    """Every entry by itself: no term is negative, so it is its sum of magnitudes. NaN fails."""
-    path = torch.float64 if case.dtype == np.float64 else torch.float32
-    if tolerance is None:
-        tolerance = sum_of_products(case.terms, path)
-    assert actual.dtype == case.dtype
-    assert np.all(np.abs(actual - expected) <= tolerance * expected)
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
@@ -116,27 +60,71 @@ def test_the_large_tiles_of_a_gpu(sizes: tuple[int, int, int]) -> None:
 @pytest.mark.parametrize("masked", [False, True], ids=["dense", "masked"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("order", ORDERS)
-def test_many_tokens(order: Order, dtype: str, masked: bool) -> None:
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_many_tokens(precision: str, order: Order, dtype: str, masked: bool) -> None:
     for sizes in MANY:
-        case = Case(sizes, dtype, masked)
-        case.check(*case.run(order), split_products(case.terms))
+        case = Case(sizes, dtype, masked, precision=precision)
+        case.check(*case.run(order), split_products(case.terms, precision))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("sizes", MANY_REAL, ids=str)
-def test_many_tokens_in_the_tiles_of_a_gpu(sizes: tuple[int, int, int], dtype: str) -> None:
-    case = Case(sizes, dtype, masked=True)
-    case.check(*case.run(small=False), split_products(case.terms))
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_many_tokens_in_the_tiles_of_a_gpu(
+    precision: str, sizes: tuple[int, int, int], dtype: str
+) -> None:
+    case = Case(sizes, dtype, masked=True, precision=precision)
+    case.check(*case.run(small=False), split_products(case.terms, precision))
 
 
-@pytest.mark.parametrize(("dtype", "weight"), [("float32", 1.00195), ("bfloat16", 1.0390625)])
-def test_many_tokens_keep_the_digits_of_a_float(dtype: str, weight: float) -> None:
-    """Equal terms with large second and third pieces: errors of each are all of one sign."""
-    case = Case((40, 64, 64), dtype, masked=False)
-    case.x[...] = case.dy[...] = np.float32(1.0039)
-    case.weight[...] = as_stored(np.array(weight), dtype)
+def equal_terms(dtype: str, precision: str) -> Case:
+    """Numbers with large second and third pieces: errors of each are all of one sign."""
+    case = Case((40, 64, 64), dtype, masked=False, precision=precision)
+    case.x[...] = case.dy[...] = np.float32(1.00395)
+    case.weight[...] = as_stored(np.array(1.00195 if dtype == "float32" else 1.0390625), dtype)
     case.squared = as_float64(case.weight) ** 2
-    case.check(*case.run(), split_products(case.terms))
+    return case
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_many_tokens_keep_the_digits_that_are_asked_for(precision: str, dtype: str) -> None:
+    case = equal_terms(dtype, precision)
+    case.check(*case.run(), split_products(case.terms, precision))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("fewer", "more"), [("high", "highest"), ("medium", "high")])
+def test_fewer_digits_are_fewer(fewer: str, more: str, dtype: str) -> None:
+    case = equal_terms(dtype, fewer)
+    with pytest.raises(AssertionError):
+        case.check(*case.run(), split_products(case.terms, more))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_medium_rounds_path_sums_and_squares(dtype: str) -> None:
+    """Of the numbers as they are rounded, the sums are those of float32."""
+    case = Case((40, 72, 64), dtype, masked=True, precision="medium")
+    y, dx, saliency = case.run()
+    x, dy, squared = map(rounded, (case.x, case.dy, case.squared))
+    before = case.saliency.astype(np.float64)
+    tolerance = split_products(case.terms) + 36 / 16 * case.terms * 2**-24
+    close(y, x @ squared.T, case, tolerance)
+    close(dx, dy @ squared, case, tolerance)
+    close(saliency, before + dy.T @ x * case.squared, case, tolerance)
+
+
+def rounded(values: Array) -> Array:
+    """To the nearest bf16."""
+    return torch.from_numpy(values).float().bfloat16().double().numpy()
+
+
+@pytest.mark.parametrize("sizes", [(1, 40, 60), (8, 40, 60), (16, 40, 64), (40, 40, 60)], ids=str)
+def test_precision_is_for_tensor_cores_alone(sizes: tuple[int, int, int]) -> None:
+    for dtype in ("float32", "float64"):
+        results = [Case(sizes, dtype, True, precision=p).run() for p in PRECISIONS]
+        for other in results[1:]:
+            assert all(map(np.array_equal, other, results[0]))
 
 
 def test_what_tensor_cores_cut_off_does_not_add_up() -> None:
@@ -180,10 +168,17 @@ def shifted(array: Array) -> Array:
 
 @pytest.mark.parametrize("small", [True, False])
 @pytest.mark.parametrize(
-    "sizes", [(1, 70, 300), (6, 70, 300), (50, 70, 300), (130, 64, 72)], ids=str
+    ("sizes", "precision"),
+    [
+        *[((tokens, 70, 300), "highest") for tokens in (1, 6, 50)],
+        *[((130, 64, 72), precision) for precision in PRECISIONS],
+    ],
+    ids=str,
 )
-def test_the_same_bits_in_every_order(sizes: tuple[int, int, int], small: bool) -> None:
-    case = Case(sizes, "float32", masked=True)
+def test_the_same_bits_in_every_order(
+    sizes: tuple[int, int, int], precision: str, small: bool
+) -> None:
+    case = Case(sizes, "float32", masked=True, precision=precision)
     first = case.run("forward", small)
     for order in ORDERS[1:]:
         for got, expected in zip(case.run(order, small), first, strict=True):
@@ -200,8 +195,9 @@ def test_masked_weights_keep_their_saliency(sizes: tuple[int, int, int]) -> None
 
 
 @pytest.mark.parametrize("sizes", [(3, 4, 8), (20, 4, 8), (40, 8, 72)], ids=str)
-def test_infinity_and_nan_go_through(sizes: tuple[int, int, int]) -> None:
-    case = Case(sizes, "float32", masked=False)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_infinity_and_nan_go_through(sizes: tuple[int, int, int], precision: str) -> None:
+    case = Case(sizes, "float32", masked=False, precision=precision)
     inputs = sizes[2]
     case.weight[1, 2], case.weight[3, 5] = np.inf, np.nan
     y, dx, saliency = case.run()
@@ -229,18 +225,27 @@ def test_zero_sizes(sizes: tuple[int, int, int]) -> None:
     np.testing.assert_array_equal(saliency, case.saliency)
 
 
-def test_scratch_is_small() -> None:
-    """At most 256 tiles, 128 of tensor cores, or 512 strips of few tokens; none for one split."""
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_scratch_is_small(precision: str) -> None:
+    """At most 256 tiles, 128 of tensor cores, or 512 strips of few tokens; none for one split.
+
+    In medium precision path sums besides, as bf16.
+    """
+    digits = PRECISIONS.index(precision)
     for tokens in (1, 8, 9, 64, 197, 20_000, 1 << 20):
         for outputs, inputs in ((10, 64), (3072, 768), (768, 3072), (1 << 15, 1 << 15)):
-            sizes = (tokens, outputs, inputs)
-            forward = kernels.library().emulated_scratch_bytes(*sizes, 0)
-            backward = kernels.library().emulated_backward_scratch_bytes(*sizes, 0, True)
+            sizes = (tokens, outputs, inputs, 0)
+            forward = kernels.library().emulated_scratch_bytes(*sizes, digits)
+            backward = kernels.library().emulated_backward_scratch_bytes(*sizes, True, digits)
+            rounds = precision == "medium" and tokens >= 128 and outputs >= 64
+            paths = [2 * tokens * columns if rounds else 0 for columns in (inputs, outputs)]
             largest = 4 << 20 if tokens < 128 else 8 << 20
-            assert 0 <= forward <= largest
-            assert 0 <= backward <= largest
-    assert kernels.library().emulated_scratch_bytes(8, 3072, 768, 0) == 0
-    assert kernels.library().emulated_backward_scratch_bytes(8, 3072, 768, 0, False) == 0
+            if precision == "medium":
+                largest *= 2  # larger tiles
+            assert paths[0] <= forward <= largest + paths[0] + 256
+            assert sum(paths) <= backward <= largest + sum(paths) + 512
+    assert kernels.library().emulated_scratch_bytes(8, 3072, 768, 0, digits) == 0
+    assert kernels.library().emulated_backward_scratch_bytes(8, 3072, 768, 0, False, digits) == 0
 
 
 def test_storage_types_widen_exactly() -> None:

@@ -45,6 +45,11 @@ CALLS: dict[str, tuple[str, Callable[[], Arguments]]] = {
     "linear of 200": ("squared_linear", lambda: _linear(200, 64, 128)),
     "backward of 1 token": ("squared_linear_backward", lambda: _linear_backward(1, 40, 64)),
     "backward of 200": ("squared_linear_backward", lambda: _linear_backward(200, 64, 128)),
+    "medium precision": ("squared_linear", lambda: (*_linear(200, 64, 128), "medium")),
+    "backward in medium precision": (
+        "squared_linear_backward",
+        lambda: (*_linear_backward(200, 64, 128), True, "medium"),
+    ),
     "convolution": (
         "squared_conv2d",
         lambda: (torch.rand(2, 4, 7, 6), torch.randn(KERNEL), torch.rand(KERNEL) < 0.5, *GEOMETRY),

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 from backends import Backend
-from tolerances import sum_of_products
+from tolerances import split_products, sum_of_products
 from torch import Tensor
 
 import pxfast.reference.squared_linear as reference
@@ -302,3 +302,26 @@ def test_threads_do_not_change_bits(backend: Backend, shape: tuple[int, int, int
     case.check(*results[0])
     for result in results[1:]:
         assert all(map(torch.equal, result, results[0]))
+
+
+# ---- precision
+
+
+@pytest.mark.parametrize("dtype", [F32, BF16, F16])
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_fewer_digits_where_they_are_asked_for(
+    backend: Backend, precision: str, dtype: torch.dtype
+):
+    """Tensor cores keep those; everything else gives the bits that it gives without."""
+    case = Case(129, 64, 72, dtype, masked=True)
+    case.x, case.dy = case.x.abs(), case.dy.abs()
+    y = backend("squared_linear", case.x, case.weight, case.mask, precision)
+    sums = case.saliency.clone()
+    arguments = case.dy, case.x, case.weight, case.mask, sums, True, True, precision
+    got = y, backend("squared_linear_backward", *arguments), sums
+    if backend.device in ("cuda", "emulated"):
+        for actual, exact, terms in zip(got, case.exact(), (72, 64, 129), strict=True):
+            bound = split_products(terms, precision) * exact
+            assert ((actual.double() - exact).abs() <= bound).all()
+    else:
+        assert all(map(torch.equal, got, run(backend, case)))

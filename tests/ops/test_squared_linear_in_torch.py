@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import pxfast
 from pxfast import _native, ops
+from pxfast.ops.squared_linear import matmul_precision
 
 F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
 
@@ -115,7 +116,7 @@ def test_opcheck(device: torch.device, dtype: torch.dtype, masked: bool):
     torch.library.opcheck(torch.ops.pxfast.squared_linear, (a["x"], a["weight"], mask))
     for with_dx in (False, True):
         for add in (False, True):
-            args = (a["dy"], a["x"], a["weight"], mask, a["saliency"], with_dx, add)
+            args = (a["dy"], a["x"], a["weight"], mask, a["saliency"], with_dx, add, "high")
             torch.library.opcheck(torch.ops.pxfast.squared_linear_backward, args)
 
 
@@ -123,8 +124,8 @@ def test_every_argument_of_every_op_arrives(backend: Backend):
     """torch does not compare the arguments of a kernel on its stable ABI with the schema."""
     a = arguments(3, 5, 7, F64)
     given = {
-        "squared_linear": [a["x"], a["weight"], a["mask"]],
-        "squared_linear_backward": [*a.values(), True, True],
+        "squared_linear": [a["x"], a["weight"], a["mask"], "highest"],
+        "squared_linear_backward": [*a.values(), True, True, "highest"],
     }
     declared = {
         name.removeprefix("pxfast::"): len(schema.arguments)
@@ -140,6 +141,55 @@ def test_every_argument_of_every_op_arrives(backend: Backend):
                 other = backend(name, *args[:i], changed, *args[i + 1 :])
                 if not (name == "squared_linear_backward" and argument is a["x"]):
                     assert not torch.equal(other, expected), f"{name}: argument {i} has no effect"
+
+
+# ---- precision: torch's own setting
+
+
+@pytest.fixture
+def settings_of_torch() -> Iterator[None]:
+    """Puts torch's precision back."""
+    yield
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.set_float32_matmul_precision("highest")
+
+
+def precisions_passed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the ops are given from here on."""
+    passed: list[str] = []
+    for name in ("squared_linear", "squared_linear_backward"):
+        op = getattr(torch.ops.pxfast, name)
+        spy = lambda *args, op=op: passed.append(args[-1]) or op(*args)  # noqa: E731
+        monkeypatch.setattr(torch.ops.pxfast, name, spy)
+    return passed
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_the_precision_is_the_one_that_torch_is_asked_for(
+    precision: str, monkeypatch: pytest.MonkeyPatch, settings_of_torch: None
+):
+    a, passed = arguments(2, 3, 4), precisions_passed(monkeypatch)
+    torch.set_float32_matmul_precision(precision)
+    ops.squared_linear(a["x"], a["weight"])
+    ops.squared_linear_backward(**a)
+    ops.squared_linear(a["x"].requires_grad_(), a["weight"]).sum().backward()
+    assert passed == [precision] * 4
+
+
+def test_the_newer_setting_of_torch(settings_of_torch: None):
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    assert matmul_precision() == "high"
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    assert matmul_precision() == "highest"
+
+
+def test_compiled_code_keeps_all_digits(settings_of_torch: None):
+    a = arguments(2, 3, 4)
+    torch.set_float32_matmul_precision("medium")
+    compiled = torch.compile(lambda x, w: ops.squared_linear(x, w), backend="eager", fullgraph=True)
+    torch.testing.assert_close(
+        compiled(a["x"], a["weight"]), ops.squared_linear(a["x"], a["weight"])
+    )
 
 
 # ---- bad input: the same error in Python and from every kernel
@@ -220,6 +270,19 @@ def test_bad_input_gives_the_same_error_everywhere(backend: Backend, bad: str):
         with pytest.raises(ValueError) as error:
             call()
         assert str(error.value) == f"{op}: {message}"
+
+
+def test_a_precision_that_torch_does_not_know(backend: Backend):
+    if backend.device == "emulated":
+        return
+    a = arguments(2, 3, 4)
+    message = "precision must be highest, high or medium, got 'low'"
+    with pytest.raises(ValueError) as error:
+        backend("squared_linear", a["x"], a["weight"], a["mask"], "low")
+    assert str(error.value) == f"squared_linear: {message}"
+    with pytest.raises(ValueError) as error:
+        backend("squared_linear_backward", *a.values(), True, True, "low")
+    assert str(error.value) == f"squared_linear_backward: {message}"
 
 
 @pytest.mark.parametrize("name", ["x", "mask", "dy", "saliency"])

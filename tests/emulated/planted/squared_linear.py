@@ -7,6 +7,7 @@ from emulated.planted.bug import FAILURE, WRONG, Bug
 
 TILE = "cuda/tile.cuh"
 OP = "cuda/squared_linear.cuh"
+FEW = "cuda/few_tokens.cuh"
 DEVICE = "cuda/device.cuh"
 WEIGHTS = "cuda/squared_weights.cuh"
 
@@ -28,7 +29,7 @@ BUGS = (
     ),
     Bug(
         "no barrier before the warps' sums are added",
-        Change(OP, "sums[t]);\n  __syncthreads();\n", "sums[t]);\n"),
+        Change(FEW, "sums[t]);\n  __syncthreads();\n", "sums[t]);\n"),
         WRONG,
     ),
     Bug(
@@ -73,7 +74,7 @@ BUGS = (
     ),
     Bug(
         "two threads add the same sums",
-        Change(OP, "at += kBackwardThreads)", "at += kBackwardThreads / 2)"),
+        Change(FEW, "at += kBackwardThreads)", "at += kBackwardThreads / 2)"),
         r"data race",
         check="thread",
     ),

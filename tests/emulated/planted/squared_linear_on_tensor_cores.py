@@ -7,6 +7,7 @@ from emulated.planted.bug import WRONG, Bug
 
 OP = "cuda/squared_linear.cuh"
 MMA = "cuda/mma_tile.cuh"
+PRODUCT = "cuda/mma_product.cuh"
 
 BUGS = (
     Bug(
@@ -20,32 +21,32 @@ BUGS = (
     ),
     Bug(
         "a lane's results taken for its neighbour's",
-        Change(MMA, "n * kGroup + lane % 4 * 8 + j", "n * kGroup + (lane % 4 ^ 1) * 8 + j"),
+        Change(PRODUCT, "n * kGroup + lane % 4 * 8 + j", "n * kGroup + (lane % 4 ^ 1) * 8 + j"),
         WRONG,
     ),
     Bug(
         "no wait for the copies of a slab",
-        Change(MMA, "    wait_for_copies<Tile::kStages - 2>();\n", ""),
+        Change(PRODUCT, "    wait_for_copies<Tile::kStages - 2>();\n", ""),
         WRONG,
     ),
     Bug(
         "a wait for all copies but those of one slab too many",
-        Change(MMA, "wait_for_copies<Tile::kStages - 2>", "wait_for_copies<Tile::kStages - 1>"),
+        Change(PRODUCT, "wait_for_copies<Tile::kStages - 2>", "wait_for_copies<Tile::kStages - 1>"),
         WRONG,
     ),
     Bug(
         "no barrier before a copied slab is read",
-        Change(MMA, "    __syncthreads();  // the slab", "    // the slab"),
+        Change(PRODUCT, "    __syncthreads();  // the slab", "    // the slab"),
         WRONG,
     ),
     Bug(
         "a copy to the slab that is being read",
-        Change(MMA, "block.copy(stages[free]", "block.copy(stages[stage]"),
+        Change(PRODUCT, "block.copy(stages[free]", "block.copy(stages[stage]"),
         WRONG,
     ),
     Bug(
         "the slab that others still read",
-        Change(MMA, "free = Tile::kStages - 1;", "free = Tile::kStages - 2;"),
+        Change(PRODUCT, "free = Tile::kStages - 1;", "free = Tile::kStages - 2;"),
         WRONG,
     ),
     Bug(
@@ -77,5 +78,38 @@ BUGS = (
         "a mask of the block's first row",
         Change(MMA, "kept[i][j] ? values", "kept[0][j] ? values"),
         WRONG,
+    ),
+    Bug(
+        "a piece too few for the digits of a float",
+        Change(
+            OP,
+            "return act(std::integral_constant<int, 3>());",
+            "return act(std::integral_constant<int, 2>());",
+        ),
+        r"WRONG .*highest",
+    ),
+    Bug(
+        "a piece too few for 16 digits",
+        Change(
+            OP,
+            "return act(std::integral_constant<int, 2>());",
+            "return act(std::integral_constant<int, 1>());",
+        ),
+        r"WRONG .*high ",
+    ),
+    Bug(
+        "the products of first and second pieces left out",
+        Change(MMA, "p < A::kPieces && small - p < B::kPieces", "p < A::kPieces && small == 2 * p"),
+        r"WRONG ",
+    ),
+    Bug(
+        "path sums that are multiplied before they are rounded",
+        Change(PRODUCT, "kRoundThreads, stream,", "kRoundThreads, nullptr,"),
+        r"ERROR a launch on another stream",
+    ),
+    Bug(
+        "rounded path sums over those of the other operand",
+        Change(OP, "scratch += rounded_bytes(T, O, K, columns, precision);", ""),
+        r"WRONG .*medium",
     ),
 )
