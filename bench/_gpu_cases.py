@@ -35,6 +35,7 @@ class Case:
         build: makes, on a device, one set of arguments of both candidates.
         pair: pxfast's function and plain torch's, of those arguments.
         compiled: whether torch.compile of plain torch is timed as well.
+        precision: of float32 products, as torch.set_float32_matmul_precision takes it.
     """
 
     what: str
@@ -45,13 +46,22 @@ class Case:
     build: Callable[[torch.device], tuple[object, ...]]
     pair: Pair
     compiled: bool = False
+    precision: str = "highest"
 
     def floor(self, copied: float, rates: dict[str, float]) -> float:
         """Seconds that nothing can go below, from bytes copied a second and flops a second."""
         return max(self.bytes / copied, self.flops / rates[self.rate])
 
 
-def linear(name: str, O: int, K: int, T: int, dtype: torch.dtype, compiled: bool = False) -> Case:
+def linear(
+    name: str,
+    O: int,
+    K: int,
+    T: int,
+    dtype: torch.dtype,
+    compiled: bool = False,
+    precision: str = "highest",
+) -> Case:
     """Forward, backward and saliency of squared_linear."""
 
     def build(device: torch.device) -> tuple[object, ...]:
@@ -71,9 +81,10 @@ def linear(name: str, O: int, K: int, T: int, dtype: torch.dtype, compiled: bool
     b = torch.empty((), dtype=dtype).element_size()
     moved, flops = (2 * b + 8) * O * K + 8 * T * (O + K), 6 * T * O * K
     size = f"{name} {O}×{K}, T = {T}, {str(dtype)[6:]}"
-    rate = "bfloat16" if dtype == torch.bfloat16 else "float32"
-    return Case("squared_linear, both passes", size, moved, flops, rate, build,
-                (ours, plain), compiled)  # fmt: skip
+    size += f", {precision} precision" if precision != "highest" else ""
+    rate = "float32" if dtype == torch.float32 and precision == "highest" else "bfloat16"
+    return Case("squared_linear, both passes", size, moved, flops, rate, build, (ours, plain),
+                compiled, precision)  # fmt: skip
 
 
 def convolution(C: int, H: int, O: int, kernel: int, stride: int, groups: int = 1) -> Case:
@@ -235,8 +246,11 @@ def cases() -> list[Case]:
         *(linear(*vit, T=1, dtype=bf16) for vit in vits[1::2]),
         linear(*vits[1], T=257, dtype=f32),
         linear(*vits[1], T=4096, dtype=bf16, compiled=True),
+        *(linear(*vits[1], T=4096, dtype=dtype, precision=precision)
+          for dtype in (bf16, f32) for precision in ("high", "medium")),
         *(convolution(*layer) for layer in ((64, 56, 64, 3, 1), (256, 14, 256, 3, 1),
-                                            (512, 7, 2048, 1, 1), (96, 56, 96, 3, 1, 96))),
+                                            (512, 7, 2048, 1, 1), (96, 56, 96, 3, 1, 96),
+                                            (96, 56, 96, 7, 1, 96), (960, 14, 960, 5, 2, 960))),
         packing(*vits[1]),
         ones_linear(*vits[1], T=1),
         ones_linear(*vits[1], T=4096),

@@ -82,7 +82,28 @@ def time_case(
     fill: int = RING_BYTES,
 ) -> Row:
     """One row: pxfast, plain torch and, where the case asks for it, torch.compile of that."""
-    arguments = ring(case, device, fill)
+    with matmul_precision(case.precision):
+        return _time_case(case, device, copied, rates, ring(case, device, fill))
+
+
+@contextmanager
+def matmul_precision(precision: str) -> Iterator[None]:
+    """torch's precision of float32 products."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _time_case(
+    case: Case,
+    device: torch.device,
+    copied: float,
+    rates: dict[str, float],
+    arguments: list[tuple[object, ...]],
+) -> Row:
     ours, plain = case.pair
     row: Row = {"what": case.what, "size": case.size}
     candidates = {"pxfast": ours, "torch": plain}

@@ -4,8 +4,9 @@ Builds the kernels for this GPU, runs the tests of all ops on it (a required dev
 not skip), runs compute-sanitizer on a few of them where it is installed, measures the two ceilings
 (copy, matrix product) and every op and whole models against them, against plain torch and against
 torch.compile of the whole score in plain torch; prints a short table and writes
-bench/results/gpu-<name>-cuda.json. A step that fails or reaches its limit is reported and the next
-one runs. `--dry-run` says what would run; it needs no GPU.
+bench/results/gpu-<name>-cuda.json, anew after every step that measures. A step that fails or
+reaches its limit is ended with all that it started, is reported, and the next one runs.
+`--dry-run` says what would run; it needs no GPU.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -59,24 +62,34 @@ class Step:
         """What became of it, in words; its output goes to the terminal."""
         if self.needs is not None and shutil.which(self.needs) is None:
             return f"left out: {self.needs} is not installed"
-        begin = time.monotonic()
+        begin, limit = time.monotonic(), min(self.seconds, seconds)
+        environment = {**os.environ, **self.environment}
+        started = subprocess.Popen(self.command, cwd=ROOT, env=environment, start_new_session=True)
         try:
-            done = subprocess.run(
-                self.command,
-                cwd=ROOT,
-                env={**os.environ, **self.environment},
-                timeout=min(self.seconds, seconds),
-            )
+            status = started.wait(limit)
         except subprocess.TimeoutExpired:
-            return f"stopped at its limit of {min(self.seconds, seconds):.0f} s"
+            return f"stopped at its limit of {limit:.0f} s"
+        finally:  # compilers and the like, too; also when it is interrupted itself
+            with suppress(ProcessLookupError):
+                os.killpg(started.pid, signal.SIGKILL)
+            with suppress(subprocess.TimeoutExpired):
+                started.wait(5)  # a driver may hold a process longer
         took = f"{time.monotonic() - begin:.0f} s"
-        return f"passed, {took}" if done.returncode == 0 else f"failed ({done.returncode}), {took}"
+        return f"passed, {took}" if status == 0 else f"failed ({status}), {took}"
 
 
 def plan(architecture: str, out: Path) -> list[Step]:
     """The steps for a GPU of this architecture ("9.0a"); rows go to `out`."""
     python = sys.executable
-    tests = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    tests = [
+        python,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--continue-on-collection-errors",
+    ]  # a file may want what is not installed
     memcheck = ["compute-sanitizer", "--tool", "memcheck", "--error-exitcode", "1"]
     small = ["tests/ops/test_squared_linear.py", "tests/ops/test_squared_attention.py"]
     required = {"PXFAST_REQUIRE": "cuda"}
@@ -85,13 +98,13 @@ def plan(architecture: str, out: Path) -> list[Step]:
         Step("build", [python, "setup.py", "build_ext", "--inplace"], 100,
              {"PXFAST_CUDA": "ON", "PXFAST_CUDA_ARCHS": architecture}),
         Step("tests", [*tests, "tests/ops", "-k", "cuda"], 80, required),
+        Step("ceilings", [*measure, "ceilings", str(out)], 20),
+        Step("ops", [*measure, "ops", str(out)], 90),
+        Step("models", [*measure, "models", str(out)], 80),
+        Step("compiled", [*measure, "compiled", str(out)], 70),
         Step("compute-sanitizer",
              [*memcheck, *tests, *small, "-k", "cuda and (without_dx or nan_stays)"], 40, required,
              needs="compute-sanitizer"),
-        Step("ceilings", [*measure, "ceilings", str(out)], 20),
-        Step("ops", [*measure, "ops", str(out)], 80),
-        Step("models", [*measure, "models", str(out)], 70),
-        Step("compiled", [*measure, "compiled", str(out)], 90),
     ]  # fmt: skip
 
 
@@ -110,6 +123,15 @@ def architecture() -> str:
     """Of the first GPU, as PXFAST_CUDA_ARCHS takes it."""
     major, minor = torch.cuda.get_device_capability()
     return f"{major}.{minor}{'a' if major in (9, 10) else ''}"
+
+
+def written(out: Path) -> list[dict[str, object]]:
+    """The rows that are whole: a step that was stopped may leave half a line."""
+    rows = []
+    for line in out.read_text(encoding="utf-8").splitlines():
+        with suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    return rows
 
 
 def result_of(rows: list[dict[str, object]], outcomes: dict[str, str]) -> Result:
@@ -144,18 +166,20 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "rows.jsonl"
         out.touch()
+        result, command = None, shlex.join(["python", "bench/gpu.py", *(argv or [])])
         for step in plan(architecture(), out):
             left = LIMIT - (time.monotonic() - begin)
             outcomes[step.name] = step.run(left) if left > 1 else "no time was left"
             print(f"{step.name}: {outcomes[step.name]}", flush=True)
-        rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
-    if not rows:
+            if rows := written(out):
+                result = result_of(rows, outcomes)
+                result.machine, result.command = facts, command
+                path = result.save(arguments.results)
+    if result is None:
         print("nothing was measured; see the steps above", file=sys.stderr)
         return 1
-    result = result_of(rows, outcomes)
-    result.machine, result.command = facts, shlex.join(["python", "bench/gpu.py", *(argv or [])])
     print(machine_line(facts), markdown(result.rows), sep="\n")
-    print(f"written to {result.save(arguments.results)}")
+    print(f"written to {path}")
     return int(any(outcome.startswith("failed") for outcome in outcomes.values()))
 
 

@@ -7,7 +7,7 @@ It fails where registers are spilled, and where a kernel takes more registers or
 the table says. No GPU is needed; without nvcc there is nothing to check, and it says so. With
 nvdisasm (pip install nvidia-cuda-nvdisasm) it also reads the machine code: kernels that access
 memory in vectors must hold 128-bit loads, those for tensor cores their instruction, asynchronous
-copies of 16 bytes and 128-bit loads of shared memory; none may hold atomics of floating point (nor
+copies of 16 bytes and vector loads of shared memory; none may hold atomics of floating point (nor
 compare-and-swap, of which they can be made), whose sums would depend on the order of blocks.
 """
 
@@ -34,10 +34,12 @@ TABLE = ROOT / "csrc" / "cuda" / "registers.json"
 DOCUMENT = ROOT / "docs" / "kernels.md"
 ARCHITECTURES = ("sm_80", "sm_90a", "sm_100a", "sm_120")  # as in CMakeLists.txt
 LOAD, SHARED_LOAD = "128-bit load", "128-bit load of shared memory"
+SHARED_LOAD_OF_BF16 = "64-bit load of shared memory"
 TENSOR, COPY = "instruction of tensor cores", "asynchronous copy of 16 bytes"
 INSTRUCTIONS = {  # as nvdisasm prints them
     LOAD: r"\bLDG\.E(\.\w+)*\.128\b",
     SHARED_LOAD: r"\bLDS(\.\w+)*\.128\b",
+    SHARED_LOAD_OF_BF16: r"\bLDS(\.\w+)*\.64\b",
     TENSOR: r"\bHMMA\.16816\.F32\.BF16\b",
     COPY: r"\bLDGSTS\.E(\.\w+)*\.128\b",
 }
@@ -231,7 +233,8 @@ def objections(name: str, held: set[str]) -> list[tuple[str, str]]:
 def required(name: str) -> list[str]:
     """What the machine code of this kernel must hold."""
     if name.startswith("mma_product<"):
-        return [TENSOR, COPY, SHARED_LOAD]
+        rounded = "Matrix<__nv_bfloat16>" in name  # four of them are 8 bytes
+        return [TENSOR, COPY, SHARED_LOAD_OF_BF16 if rounded else SHARED_LOAD]
     return [LOAD] if uses_vectors(name) else []
 
 
@@ -259,7 +262,7 @@ def uses_vectors(name: str) -> bool:
     if re.match(r"(count_scores|count_equal|write_chunks)<", name):
         return True  # where arrays are aligned
     form = (
-        r"(?:few_tokens_\w+|gate_kernel)<\w+, (\d+),|add_planes<(\d+),"
+        r"(?:few_tokens_\w+|gate_kernel)<\w+, (\d+),|(?:add_planes|round_to_bf16)<(\d+)[,>]"
         r"|tiled_product<Tile<[^>]*>, (\d+),"
     )
     found = re.match(form, name)
@@ -324,13 +327,16 @@ def render(table: Table) -> str:
         name: usages
         for name, usages in sorted(table["kernels"].items())
         if (uses_vectors(name) or name.startswith(("attend", "mma_product")))
-        and not re.search(r"double|__half|__nv_bfloat16|Cut, (short|long)>", name)
+        and not re.search(
+            r"double|__half|__nv_bfloat16|Cut, (short|long)>",
+            name.replace("Matrix<__nv_bfloat16>", ""),
+        )
     }
     for name, usages in shown.items():
         registers = " | ".join(
             f"{usages[a]['registers']} / {resident_warps(usages[a], a)}" for a in ARCHITECTURES
         )
-        label = re.sub(r"<float>|\bfloat, ", "", name)
+        label = re.sub(r"<float>|\bfloat, ", "", name).replace("__nv_bfloat16", "bf16")
         dynamic = name.partition("<")[0] in DYNAMIC
         first = usages[ARCHITECTURES[0]]
         shared = "dynamic" if dynamic else first["shared"]

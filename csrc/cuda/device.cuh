@@ -224,6 +224,18 @@ __device__ inline unsigned join_bf16(bf16 first, bf16 second) {
 #endif
 }
 
+// Squares of both, rounded to bf16.
+__device__ inline unsigned square_bf16(unsigned both) {
+#ifdef __CUDACC__
+  unsigned squares;
+  asm("fma.rn.bf16x2 %0, %1, %1, %2;" : "=r"(squares) : "r"(both), "r"(0x80008000u));  // + -0
+  return squares;
+#else
+  const float first = __uint_as_float(both << 16), second = __uint_as_float(both & 0xffff0000u);
+  return pack_bf16(first * first, second * second);
+#endif
+}
+
 __device__ inline float first_bf16(unsigned both) { return __uint_as_float(both << 16); }
 __device__ inline float second_bf16(unsigned both) { return __uint_as_float(both & 0xffff0000u); }
 

@@ -21,8 +21,9 @@ namespace px::cuda {
 
 // ---- Sources
 
-// Element: as it is stored; value(e): the number that counts, a float or a bf16; kPieces: bf16 that hold it
-// exactly; mask: of elements that count, null for all, where kMasked.
+// Element: as it is stored; value(e): the number that counts; pair(both): two of them rounded to bf16, where
+// elements are bf16; kPieces: bf16 that hold a number exactly; mask: of elements that count, null for all,
+// where kMasked.
 template <class Source>
 struct Staging;
 
@@ -35,7 +36,8 @@ struct Staging<Matrix<Path>> {
   static __device__ const Path* elements(const Matrix<Path>& source) { return source.data; }
   static __device__ const uint8_t* mask(const Matrix<Path>&) { return nullptr; }
   static __device__ int64_t columns(const Matrix<Path>& source) { return source.columns; }
-  static __device__ Path value(Path element) { return element; }
+  static __device__ float value(Path element) { return widen(element); }
+  static __device__ unsigned pair(unsigned both) { return both; }
 };
 
 // ---- Tiles
@@ -109,15 +111,6 @@ struct Pieces {
         }
       }
   }
-
-  __device__ void split(const bf16 (&block)[kBlock][kBlock]) {
-    static_assert(kPieces == 1);
-#pragma unroll
-    for (int i = 0; i < kBlock; ++i)
-#pragma unroll
-      for (int half = 0; half < 2; ++half)
-        at[0][i][half] = join_bf16(block[i][2 * half], block[i][2 * half + 1]);
-  }
 };
 
 // One stage of an operand in shared memory, of which kPieces pieces count at most.
@@ -127,7 +120,6 @@ struct Panel {
   using Staged = Staging<Source>;
   using Element = typename Staged::Element;
   static constexpr Contiguous kAlong = Operand::kAlong;
-  using Value = decltype(Staged::value(Element()));
   using Split = Pieces<(Staged::kPieces < kPieces ? Staged::kPieces : kPieces)>;
   alignas(128) Element elements[kRows * kMmaR];
   alignas(16) uint8_t mask[Staged::kMasked ? kRows * kMmaR : 16];
@@ -145,11 +137,35 @@ struct Panel {
   __device__ void read(bool masked, int row, Split& pieces) const {
     Element block[kBlock][kBlock];
     read_block(elements, row, block);
-    Value values[kBlock][kBlock];
+    if constexpr (kPieces == 1 && std::is_same_v<Element, bf16>) {
+      join(block, masked, row, pieces);
+    } else {
+      float values[kBlock][kBlock];
+#pragma unroll
+      for (int i = 0; i < kBlock; ++i)
+#pragma unroll
+        for (int j = 0; j < kBlock; ++j) values[i][j] = Staged::value(block[i][j]);
+      if constexpr (Staged::kMasked)
+        if (masked) {
+          uint8_t kept[kBlock][kBlock];
+          read_block(mask, row, kept);
+#pragma unroll
+          for (int i = 0; i < kBlock; ++i)
+#pragma unroll
+            for (int j = 0; j < kBlock; ++j) values[i][j] = kept[i][j] ? values[i][j] : 0.0f;
+        }
+      pieces.split(values);
+    }
+  }
+
+ private:
+  // One piece from bf16: pairs, without the way through floats.
+  __device__ void join(const Element (&block)[kBlock][kBlock], bool masked, int row, Split& pieces) const {
 #pragma unroll
     for (int i = 0; i < kBlock; ++i)
 #pragma unroll
-      for (int j = 0; j < kBlock; ++j) values[i][j] = Staged::value(block[i][j]);
+      for (int half = 0; half < 2; ++half)
+        pieces.at[0][i][half] = Staged::pair(join_bf16(block[i][2 * half], block[i][2 * half + 1]));
     if constexpr (Staged::kMasked)
       if (masked) {
         uint8_t kept[kBlock][kBlock];
@@ -157,12 +173,11 @@ struct Panel {
 #pragma unroll
         for (int i = 0; i < kBlock; ++i)
 #pragma unroll
-          for (int j = 0; j < kBlock; ++j) values[i][j] = kept[i][j] ? values[i][j] : 0.0f;
+          for (int half = 0; half < 2; ++half)
+            pieces.at[0][i][half] &= kept[i][2 * half] * 0xffffu | kept[i][2 * half + 1] * 0xffff0000u;
       }
-    pieces.split(values);
   }
 
- private:
   template <class T>
   static __device__ void read_block(const T* shared, int row, T (&block)[kBlock][kBlock]) {
     const int lane = static_cast<int>(threadIdx.x) % kLanes;

@@ -8,7 +8,8 @@
 //     dW[o, (c,i,j)] = Σ_p dy[o, p] x((c, i, j), p)  multiplied by θ² and added to the saliency
 //   where x(r, p) and dy(r, q) are 0 where the kernel meets the padding or falls between strides. θ², x's
 //   columns and dW exist in registers and shared memory only. A product of all groups is one launch: rows o
-//   and c count over all groups, r and the sources' channels within one.
+//   and c count over all groups, r and the sources' channels within one. Groups of one input and at most 8
+//   outputs, which would fill as many of a tile's 64 rows, go through depthwise.cuh.
 // Shared memory
 //   That of tiled_product (tile.cuh).
 // Bound
@@ -17,20 +18,11 @@
 
 #include <algorithm>
 
+#include "cuda/depthwise.cuh"
 #include "cuda/squared_linear.cuh"
 #include "squared_conv2d.h"
 
 namespace px::cuda {
-
-// Positions of one side of a convolution: a flat index as sample, row and column.
-struct Position {
-  int n, h, w;
-
-  __device__ Position(int64_t at, int H, int W) : w(static_cast<int>(at) % W) {
-    const int row = static_cast<int>(at) / W;
-    n = row / H, h = row % H;
-  }
-};
 
 // r as a channel and a position (i, j) of the kernel.
 struct Tap {
@@ -148,13 +140,17 @@ struct SquaredConvolution {
   const int64_t terms = inputs * taps;  // of an output
   const int64_t out_positions = int64_t{g.N} * g.out_H * g.out_W, in_positions = int64_t{g.N} * g.H * g.W;
 
+  bool depthwise() const { return inputs == 1 && outputs <= kMostOutputs; }
+
   int64_t scratch_bytes() const {
+    if (depthwise()) return gradients().scratch_bytes();
     return std::max({product_scratch_bytes<Cut, Path>(outputs, out_positions, terms, g.groups),
                      product_scratch_bytes<Cut, Path>(inputs, in_positions, outputs * taps, g.groups),
                      product_scratch_bytes<Cut, Path>(outputs, terms, out_positions, g.groups)});
   }
 
   void forward(const Path* x, Path* y) const {
+    if (depthwise()) return launch_depthwise<false>(x, squared(), y, g, stream);
     const Operand<Contiguous::r, SquaredWeights<Weight>> weights{squared()};
     const Operand<Contiguous::row, InputColumns<Path>> columns{{x, g}};
     const Maps<Path> maps{y, g.O, g.out_H * g.out_W};
@@ -162,7 +158,9 @@ struct SquaredConvolution {
   }
 
   void backward(const Path* dy, const Path* x, Path* dx, Path* saliency) const {
-    if (dx) {
+    if (dx && depthwise()) {
+      launch_depthwise<true>(dy, squared(), dx, g, stream);
+    } else if (dx) {
       const Operand<Contiguous::r, SquaredByChannel<Weight>> weights{
           {squared(), taps, static_cast<int>(inputs), static_cast<int>(outputs)}};
       const Operand<Contiguous::row, CotangentColumns<Path>> columns{{dy, g}};
@@ -170,6 +168,7 @@ struct SquaredConvolution {
       product(inputs, in_positions, outputs * taps).queue(weights, columns, maps);
     }
     if (out_positions == 0) return;  // the saliency stays as it is, also where θ² is infinite
+    if (depthwise()) return gradients().queue(dy, x, ToSaliency<Weight>{squared(), saliency});
     const Operand<Contiguous::r, Cotangents<Path>> cotangents{{dy, g}};
     const Operand<Contiguous::r, InputColumns<Path>> columns{{x, g}};
     product(outputs, terms, out_positions)
@@ -177,6 +176,9 @@ struct SquaredConvolution {
   }
 
  private:
+  static constexpr int kMostOutputs = 8;  // of a depthwise group
+
+  DepthwiseTaps<Cut, Path> gradients() const { return {g, call.scratch, stream}; }
   SquaredWeights<Weight> squared() const {
     return {static_cast<const Weight*>(call.weight), call.mask, terms};
   }

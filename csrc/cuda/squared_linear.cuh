@@ -30,11 +30,13 @@ struct SquaredLinearCut : TileCut {
   template <
       int kPieces>  // 128 x 128, or 256 x 128 where path sums take half the memory; 256 threads, 4 stages
   using Mma = std::conditional_t<kPieces == 1, MmaTile<1, 2, 2, 4, 2, 4>, MmaTile<kPieces, 2, 1, 2, 4, 4>>;
-  static constexpr int64_t kMmaBlocks = 128;   // one for each multiprocessor of a large GPU
-  static constexpr int64_t kManyTokens = 128;  // from here on tensor cores are worth their tiles
-  static constexpr int64_t kLeastSide = 64;    // of O and K, for the same reason
-  static constexpr int64_t kRowBlocks = 512;   // wanted by the backward of few tokens
-  static constexpr int64_t kLeastRows = 32;    // of its splits
+  static constexpr int64_t kMmaBlocks = 128;        // one for each multiprocessor of a large GPU
+  static constexpr int64_t kManyTokens = 128;       // from here on tensor cores are worth their tiles
+  static constexpr int64_t kLeastSide = 64;         // of O and K, for the same reason
+  static constexpr int64_t kRowBlocks = 512;        // wanted by the backward of few tokens
+  static constexpr int64_t kLeastRows = 32;         // of its splits
+  static constexpr int64_t kTapBlocks = 1024;       // wanted by the gradients of depthwise convolutions
+  static constexpr int64_t kLeastPositions = 2048;  // of their splits
 };
 
 template <class Cut, class Path>

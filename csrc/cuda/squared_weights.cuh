@@ -82,6 +82,7 @@ struct Staging<SquaredWeights<Weight>> {
   static __device__ const uint8_t* mask(const SquaredWeights<Weight>& source) { return source.mask; }
   static __device__ int64_t columns(const SquaredWeights<Weight>& source) { return source.K; }
   static __device__ float value(Weight element) { return widen(element) * widen(element); }
+  static __device__ unsigned pair(unsigned both) { return square_bf16(both); }
 };
 
 }  // namespace px::cuda

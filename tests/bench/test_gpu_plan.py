@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
@@ -21,6 +22,7 @@ CPU = torch.device("cpu")
 SMALL = [
     _gpu_cases.linear("layer", 8, 6, 1, torch.float32),
     _gpu_cases.linear("layer", 8, 6, 9, torch.bfloat16),
+    _gpu_cases.linear("layer", 8, 6, 9, torch.float32, precision="high"),
     _gpu_cases.convolution(3, 5, 4, 3, 2),
     _gpu_cases.convolution(4, 5, 4, 3, 1, 4),
     _gpu_cases.packing("layer", 8, 40),
@@ -89,6 +91,15 @@ def test_a_case_gives_a_row(case: _gpu_cases.Case) -> None:
     row = _gpu_measure.time_case(case, CPU, 1e9, rates, fill=1)
     assert row["pxfast ms"] > 0 and row["× torch"] > 0 and row["% of floor"] > 0
     assert case.floor(1e9, rates) == max(case.bytes, case.flops) / 1e9
+
+
+def test_a_case_is_timed_in_its_precision() -> None:
+    case, seen = _gpu_cases.linear("layer", 8, 6, 9, torch.float32, precision="medium"), []
+    note = lambda *a: seen.append(torch.get_float32_matmul_precision())  # noqa: E731
+    object.__setattr__(case, "pair", (note, note))
+    rates = {"float32": 1e9, "bfloat16": 1e9}
+    assert "medium precision" in str(_gpu_measure.time_case(case, CPU, 1e9, rates, fill=1)["size"])
+    assert set(seen) == {"medium"} and torch.get_float32_matmul_precision() == "highest"
 
 
 def test_a_case_that_fails_says_why_and_leaves_the_others(monkeypatch) -> None:
@@ -181,6 +192,21 @@ def test_a_step_that_fails_or_is_stopped_is_named() -> None:
     assert "not installed" in gpu.Step("a", ["no-such"], 1, needs="no-such").run(60)
 
 
+def test_a_step_that_is_stopped_ends_what_it_started(tmp_path: Path) -> None:
+    python, trace = gpu.sys.executable, tmp_path / "trace"
+    child = f"import time; time.sleep(3); open({str(trace)!r}, 'w')"
+    parent = f"import subprocess; subprocess.run([{python!r}, '-c', {child!r}])"
+    assert "limit" in gpu.Step("a", [python, "-c", parent], 1).run(60)
+    time.sleep(3)
+    assert not trace.exists()
+
+
+def test_half_a_line_is_no_row(tmp_path: Path) -> None:
+    out = tmp_path / "rows.jsonl"
+    out.write_text('{"what": "op"}\n{"what": "o')
+    assert gpu.written(out) == [{"what": "op"}]
+
+
 def test_the_whole_command_on_a_machine_that_claims_a_gpu(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
@@ -190,7 +216,13 @@ def test_the_whole_command_on_a_machine_that_claims_a_gpu(tmp_path, monkeypatch,
     def steps(architecture: str, out: Path) -> list[gpu.Step]:
         write = f'print(\'{{"what": "op", "pxfast ms": 1.5}}\', file=open({str(out)!r}, \'a\'))'
         python = gpu.sys.executable
-        return [gpu.Step("ops", [python, "-c", write], 20), gpu.Step("bad", [python, "-c", "x"], 9)]
+        saved = f"from pathlib import Path; assert [*Path({str(tmp_path)!r}).glob('*.json')]"
+        return [
+            gpu.Step("early", [python, "-c", saved], 20),
+            gpu.Step("ops", [python, "-c", write], 20),
+            gpu.Step("saved", [python, "-c", saved], 20),
+            gpu.Step("bad", [python, "-c", "x"], 9),
+        ]
 
     monkeypatch.setattr(gpu, "plan", steps)
     assert gpu.main(["--results", str(tmp_path)]) == 1  # a step failed
@@ -198,4 +230,6 @@ def test_the_whole_command_on_a_machine_that_claims_a_gpu(tmp_path, monkeypatch,
     assert result.job == "gpu" and result.machine["gpu"] == "Some GPU"
     assert result.rows == [{"what": "op", "pxfast ms": 1.5}]
     assert str(result.settings["bad"]).startswith("failed")
+    assert str(result.settings["early"]).startswith("failed")
+    assert str(result.settings["saved"]).startswith("passed")
     assert "1.5" in capsys.readouterr().out

@@ -20,6 +20,7 @@ namespace {
 // Many splits, so that a block has little to add up.
 struct HugeCut : px::cuda::SmallCut {
   static constexpr int64_t kBlocks = 1 << 12, kMmaBlocks = 1 << 12, kRowBlocks = 1 << 16;
+  static constexpr int64_t kTapBlocks = 1 << 20;
 };
 
 struct HugeSelectCut {
@@ -67,9 +68,10 @@ void run(int64_t T, int64_t O, int64_t K, px::Precision precision = px::Precisio
 }
 
 // As run, through a kernel of 1 x 1; the last entries meet.
-void run_convolution(int C, int H, int W, int O) {
-  const int64_t area = int64_t{H} * W, inputs = C * area, results = O * area, weights = int64_t{O} * C;
-  const px::ConvGeometry geometry{1, C, H, W, O, H, W, 1, 1, 1, 1, 0, 0, 1, 1, 1};
+void run_convolution(int C, int H, int W, int O, int groups = 1) {
+  const int64_t area = int64_t{H} * W, inputs = C * area, results = O * area;
+  const int64_t weights = int64_t{O} * C / groups;
+  const px::ConvGeometry geometry{1, C, H, W, O, H, W, 1, 1, 1, 1, 0, 0, 1, 1, groups};
   float *x = reserve<float>(inputs), *dy = reserve<float>(results), *y = reserve<float>(results);
   float *dx = reserve<float>(inputs), *weight = reserve<float>(weights), *saliency = reserve<float>(weights);
   x[inputs - 1] = 3, dy[results - 1] = 5, weight[weights - 1] = 2;
@@ -164,6 +166,7 @@ int main() {
   run_ones((int64_t{1} << 31) / 64 + 1, 64, 64);  // tiles: the path sums
   run_convolution(64, 8192, 4097, 64);            // the maps
   run_convolution(64, 1, 1, (1 << 25) + 1);       // the weight
+  run_convolution(64, 8192, 4097, 64, 64);        // depthwise: the maps
   run_selection((int64_t{1} << 31) + 77);
   run_bits((int64_t{1} << 31) / 4 + 1, 128);
   run_gate(1, (int64_t{1} << 31) + 6);

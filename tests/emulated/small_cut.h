@@ -13,6 +13,7 @@ struct SmallCut {
   using Large = std::conditional_t<sizeof(Path) == 4, Tile<Path, 32, 64, 8, 8, 8>, Small<Path>>;
   static constexpr int64_t kBlocks = 6, kLeast = 16;
   static constexpr int64_t kRowBlocks = 8, kLeastRows = 8;
+  static constexpr int64_t kTapBlocks = 12, kLeastPositions = 256;
   template <int kPieces>
   using Mma = MmaTile<kPieces, 1, 1, 1, 2, 3>;  // 32 x 64
   static constexpr int64_t kMmaBlocks = 4, kManyTokens = 17, kLeastSide = 8;

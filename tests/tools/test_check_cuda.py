@@ -49,7 +49,8 @@ def test_instructions_are_found() -> None:
     assert held("LDS.128") == {check_cuda.SHARED_LOAD}
     assert held("LDGSTS.E.BYPASS.128") == {check_cuda.COPY}
     assert held("HMMA.16816.F32.BF16") == {check_cuda.TENSOR}
-    assert held("LDG.E.64.CONSTANT") == held("LDS.64") == held("LDGSTS.E.64") == set()
+    assert held("LDS.64") == {check_cuda.SHARED_LOAD_OF_BF16}
+    assert held("LDG.E.64.CONSTANT") == held("LDGSTS.E.64") == set()
     assert held("STG.E.128") == set()
 
 
@@ -78,6 +79,15 @@ def test_atomics_of_floating_point_are_objected_to(instruction: str, float_atomi
 
 def test_what_a_kernel_lacks_is_objected_to() -> None:
     assert check_cuda.objections(NAME, set()) == [(NAME, f"no {check_cuda.LOAD}")]
+
+
+def test_products_of_bf16_read_shared_memory_by_8_bytes() -> None:
+    name = "mma_product<MmaTile<{}>, Operand<r, Matrix<{}>>>"
+    of_floats = check_cuda.required(name.format("3, 2, 1, 2, 4, 4", "float"))
+    of_bf16 = check_cuda.required(name.format("1, 2, 2, 4, 2, 4", "__nv_bfloat16"))
+    assert check_cuda.SHARED_LOAD in of_floats and check_cuda.SHARED_LOAD not in of_bf16
+    assert check_cuda.SHARED_LOAD_OF_BF16 in of_bf16
+    assert check_cuda.required("round_to_bf16<8>") == [check_cuda.LOAD]
 
 
 def cubin(*sections: tuple[str, bytes]) -> bytes:

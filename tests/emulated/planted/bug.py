@@ -20,11 +20,13 @@ class Bug:
     sign: str
     check: str = "plain"
     source: str = "cases.cpp"
+    weights: str = "float"
 
     @property
     def program(self) -> Program:
-        """The cases, compiled from the changed source; for float weights alone, to save time."""
-        return Program(self.source, self.check, ("-O0", "-DCASES_WEIGHTS=float"), self.change)
+        """The cases, compiled from the changed source; for one type of weights, to save time."""
+        flags = ("-O0", f"-DCASES_WEIGHTS={self.weights}")
+        return Program(self.source, self.check, flags, self.change)
 
 
 WRONG = r"WRONG "

@@ -7,6 +7,7 @@ from emulated.planted.bug import FAILURE, WRONG, Bug
 
 TILE = "cuda/tile.cuh"
 CONVOLUTION = "cuda/squared_conv2d.cuh"
+DEPTHWISE = "cuda/depthwise.cuh"
 
 BUGS = (
     Bug(
@@ -53,5 +54,54 @@ BUGS = (
         ),
         WRONG,
         source="conv_cases.cpp",
+    ),
+    Bug(
+        "squares of taps that are still being written",
+        Change(DEPTHWISE, ".at[0];\n      __syncthreads();\n", ".at[0];\n"),
+        WRONG,
+        source="conv_cases.cpp",
+    ),
+    Bug(
+        "squares overwritten while others read them",
+        Change(DEPTHWISE, "      __syncthreads();  // all have read those before\n", ""),
+        r"WRONG |data race",
+        check="thread",
+        source="conv_cases.cpp",
+    ),
+    Bug(
+        "sums of warps overwritten before they are added",
+        Change(DEPTHWISE, "    __syncthreads();  // the sums before are added\n", ""),
+        r"data race",
+        check="thread",
+        source="conv_cases.cpp",
+    ),
+    Bug(
+        "a position of an input between strides",
+        Change(DEPTHWISE, "if (at % stride != 0) return -1;", ""),
+        WRONG,
+        source="conv_cases.cpp",
+    ),
+    Bug(
+        "one output of several that a channel has",
+        Change(DEPTHWISE, "o < (kBack ? multiplier : 1)", "o < 1"),
+        WRONG,
+        source="conv_cases.cpp",
+    ),
+    Bug(
+        "a position past the last stored",
+        Change(DEPTHWISE, "if (at < positions) out[", "if (at <= positions) out["),
+        r"heap-buffer-overflow",
+        check="address",
+        source="conv_cases.cpp",
+    ),
+    Bug(
+        "a plane's offset in 32 bits",
+        Change(
+            DEPTHWISE,
+            "(static_cast<int64_t>(p.n) * in_channels + from) * in_area",
+            "static_cast<int>((p.n * in_channels + from) * in_area)",
+        ),
+        FAILURE,
+        source="huge_cases.cpp",
     ),
 )
