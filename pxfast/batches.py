@@ -20,6 +20,7 @@ from tqdm import tqdm
 from pxfast.errors import DataError
 
 _AS_TENSOR = "; make a tensor of it with torch.as_tensor"
+_AS_LOADER = "; make batches of its samples with torch.utils.data.DataLoader"
 LABELS = ("labels", "label", "target", "targets", "y")
 
 
@@ -91,6 +92,13 @@ def batches(data: Any) -> Iterator[Batch]:
                 f"real-valued inputs) first, got {_contents(item)}. Convert them to what the model "
                 "takes, such as images.float() / 255"
             )
+        if odd := [x for x in tensors if x.is_meta or x.layout is not torch.strided]:
+            what = "on the meta device, without values" if odd[0].is_meta else str(odd[0].layout)
+            raise DataError(
+                f"data: batch {count} holds an input of shape {list(odd[0].shape)} that is {what}; "
+                "expected dense tensors with values. Make it one, as .to_dense() does of a sparse "
+                "tensor"
+            )
         if tensors[0].dim() == 0 or tensors[0].shape[0] == 0:
             raise DataError(
                 f"data: batch {count} is empty (its first input has shape {list(tensors[0].shape)})"
@@ -103,7 +111,8 @@ def batches(data: Any) -> Iterator[Batch]:
 def _contents(item: Any) -> str:
     """The tensors of a batch and their dtypes, for error messages."""
     if isinstance(item, Mapping):
-        return f"a dictionary of {', '.join(f'{key}: {_contents(x)}' for key, x in item.items())}"
+        entries = ", ".join(f"{key}: {_contents(x)}" for key, x in item.items())
+        return f"a dictionary of {entries}" if entries else "an empty dictionary"
     if isinstance(item, Tensor):
         return f"a tensor of {str(item.dtype).removeprefix('torch.')}"
     return type(item).__name__
@@ -115,9 +124,14 @@ def _sequence(data: Any) -> Any:
     if isinstance(data, (str, bytes)) or not hasattr(data, "__iter__"):
         raise DataError(
             "data: expected a tensor, an (inputs, labels) tuple, a dictionary or an iterable of "
-            f"such batches, got {type(data).__name__}"
+            f"such batches, got {type(data).__name__}{_AS_LOADER if _indexed(data) else ''}"
         )
     return data
+
+
+def _indexed(data: Any) -> bool:
+    """Whether this is a data set of samples, not of batches."""
+    return not isinstance(data, (str, bytes, type)) and hasattr(data, "__getitem__")
 
 
 def _as_batch(item: Any) -> Batch:

@@ -137,6 +137,10 @@ def chosen(model: nn.Module, include: Choice, exclude: Choice) -> Callable[[str]
 def _matching(model: nn.Module, names: set[str], choice: Choice, option: str) -> set[str]:
     if choice is None:
         return set()
+    if not isinstance(choice, (str, nn.Module, Iterable)):
+        raise PxfastError(
+            f"{option}: expected names, globs or modules, or a list of them, got {choice!r}"
+        )
     choices: list[str | nn.Module] = (
         [choice] if isinstance(choice, (str, nn.Module)) else list(choice)
     )
@@ -166,7 +170,7 @@ def _check_options(batchnorm: str, dtype: torch.dtype | None, max_memory: int | 
         raise PxfastError(
             f"dtype: expected torch.bfloat16 or torch.float16 (autocast) or None, got {dtype}"
         )
-    number = isinstance(max_memory, (int, float)) and max_memory > 0
+    number = isinstance(max_memory, (int, float)) and max_memory > 0 and max_memory is not True
     if max_memory is not None and not number:
         raise PxfastError(
             f"max_memory: expected a positive number of bytes, such as 8 * 2**30, got "

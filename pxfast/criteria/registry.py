@@ -90,6 +90,11 @@ def score_by(
         ValueError: If the criterion does not take an option that is set.
     """
     chosen = get(criterion) if isinstance(criterion, str) else criterion
+    if isinstance(chosen, type):
+        raise TypeError(
+            f"criterion must be a name or an object, got the class {chosen.__name__}: give "
+            f"{chosen.__name__}()"
+        )
     if not callable(getattr(chosen, "score", None)):
         raise TypeError(
             f"criterion must be a name or an object with score(model, data, *, masks), "

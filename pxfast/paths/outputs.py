@@ -47,7 +47,8 @@ def output_paths(
         ends.append((path, tuple(shape)))
     if not ends:
         ended = [leaf.ended for leaf in leaves if leaf.ended is not None]
-        why = f"{ended[0]} makes a gate tensor of it" if ended else "no path reaches it"
+        none = "no path reaches it" if leaves else f"it is {_kind(result)}"
+        why = f"{ended[0]} makes a gate tensor of it" if ended else none
         advice = f" {ended[0].advice}" if ended else ""
         raise DataError(
             f"the model's output does not depend on its input ({why}). Select the right output "
@@ -75,6 +76,12 @@ def selected(result: Any, select: Select) -> Any:
         raise DataError(
             f"output={select!r} selects nothing from the model's result ({kind})"
         ) from error
+
+
+def _kind(result: Any) -> str:
+    """What a result without path tensors is, for an error message."""
+    inside = sorted({type(leaf).__name__ for leaf in _leaves(result)} - {type(result).__name__})
+    return f"a {type(result).__name__}{' of ' + ', '.join(inside) if inside else ''}"
 
 
 def _leaves(result: Any) -> list[Any]:

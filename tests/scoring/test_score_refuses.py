@@ -126,6 +126,8 @@ def test_bad_options():
         ({"batchnorm": "both"}, 'batchnorm: expected "running" or "data"'),
         ({"dtype": torch.float64}, "dtype: expected torch.bfloat16"),
         ({"max_memory": 0}, "max_memory: expected a positive number"),
+        ({"max_memory": True}, "max_memory: expected a positive number.*True"),
+        ({"include": 3}, "include: expected names, globs or modules, or a list of them, got 3"),
         ({"max_memory": "8GB"}, "max_memory: expected a positive number.*'8GB'"),
     ]:
         with pytest.raises(PxfastError, match=message):
@@ -169,3 +171,27 @@ def test_losses_and_recurrent_layers_are_named_as_such():
         pxfast.score(Named(), {"x": torch.randn(3, 4), "goal": torch.randn(3, 2)})
     with pytest.raises(NoRuleError, match=r"torch\.lstm has no rule .*Write its steps out"):
         pxfast.score(nn.LSTM(4, 2), torch.randn(2, 3, 4))
+
+
+@pytest.mark.parametrize(
+    ("result", "said"),
+    [
+        (None, "it is a NoneType"),
+        ((None, None), "it is a tuple of NoneType"),
+        ({"loss": 3.0}, "it is a dict of float"),
+        (torch.zeros(1, 2), "it is a Tensor"),
+    ],
+)
+def test_a_result_without_a_path_is_described(result, said):
+    class Returning(Named):
+        def forward(self, x):
+            super().forward(x)
+            return result
+
+    with pytest.raises(DataError, match=rf"does not depend on its input \({said}\)"):
+        pxfast.score(Returning(), torch.randn(3, 4))
+
+
+def test_a_class_is_no_criterion():
+    with pytest.raises(TypeError, match=r"got the class SNIP: give SNIP\(\)"):
+        pxfast.score(nets.mlp(), torch.randn(2, 4), criterion=pxfast.criteria.SNIP)

@@ -97,6 +97,17 @@ def test_missing_file_and_folder(tmp_path):
         Masks({"a": torch.ones(2)}).save(tmp_path / "no" / "folder.safetensors")
 
 
+def test_where_no_file_can_be_is_named(tmp_path):
+    masks = Masks({"a": torch.ones(3)})
+    with pytest.raises(
+        FileNotFoundError, match=r"m\.st cannot be written: there is no folder .*no$"
+    ):
+        masks.save(tmp_path / "no" / "m.st")
+    with pytest.raises(IsADirectoryError, match="is a folder: give a file's path"):
+        masks.save(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_metadata_are_plain_strings(saved):
     metadata = _metadata(saved)
     assert metadata["format"] == "pxfast.masks"
