@@ -18,7 +18,7 @@
 // Layout: z, value and gated are row-major and contiguous; arrays are aligned to their element only, and none
 // overlaps another, but for value = z. Sizes: any, 0 included.
 // Accuracy: a value is off by some units in its last place, or in that of z where φ saturates; a gate by a
-// relative 1e-5 in float where it is above 1e-12, and by 1e-35 absolutely below that. Sums add in the order
+// relative 1e-5 in float where it is above 1e-12, and by less than that number below. Sums add in the order
 // of b (CUDA: in that of 8 strands of it) in the type of path: B · 2⁻²⁴ of a float sum at most. NaN and
 // infinity: the results are some number, or NaN. Results: the same bits on every call with the same arguments
 // on the same machine; no entry depends on another.

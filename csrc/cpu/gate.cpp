@@ -5,7 +5,7 @@
 // task is the same part of all B rows, and the sum stays in the first-level cache. Memory bounds both.
 #include "gate.h"
 
-#include "cpu/gate_functions.h"
+#include "cpu/gate_float.h"
 
 namespace px::cpu::PX_ISA {
 
@@ -13,6 +13,8 @@ namespace {
 
 constexpr int64_t longest = 1 << 13;         // entries of a task
 constexpr int64_t worth_a_thread = 1 << 15;  // entries
+constexpr int together = 4;                  // rows of a sum that are added at a time
+constexpr int64_t ahead = 4 << 10;           // bytes: how far behind an entry of such a row is asked for
 
 // One task, its arrays as the kernels read them.
 template <class element>
@@ -25,47 +27,53 @@ struct Row {
   Path<element> a, b;
 };
 
-template <Activation kind, bool narrow, class element>
+// What of the path sums a row meets: its own along it, one number, or, in sums whose rows all meet the same,
+// nothing until they are added up.
+enum class Paths { along, number, later };
+
+template <Paths paths, class path>
+[[gnu::always_inline]] inline Vec<path> paths_at(const path* p, int64_t k, int64_t n) {
+  return paths == Paths::along ? values(p + k, n) : Vec<path>{} + *p;
+}
+
+template <Activation kind, Paths paths, class element>
 void gate_row(const Row<element>& row) {
   using path = Path<element>;
   constexpr int64_t L = lanes<path>;
-  const auto paths = [&](int64_t k, int64_t n) {
-    return narrow ? Vec<path>{} + *row.path : values(row.path + k, n);
-  };
   const auto write = [&](int64_t k, int64_t n, const Vec<path>& z, const Vec<path>& in) {
-    const Opened opened = Formulas<Functions<path>>::template open<kind>(z, row.a, row.b);
+    const Opened opened = Opening<kind, path>::of(z, row.a, row.b);
     if (row.value != nullptr) store_values(row.value + k, opened.value, n);
     store(row.gated + k, in * (opened.gate * opened.gate), n);
   };
-  if (row.K < L) return write(0, row.K, values(row.z, row.K), paths(0, row.K));
+  const auto read = [&](int64_t k, int64_t n) { return paths_at<paths>(row.path, k, n); };
+  if (row.K < L) return write(0, row.K, values(row.z, row.K), read(0, row.K));
   // The last vector reaches back into the one before it. It is read first: value may be z.
   const int64_t last = row.K - L;
-  const Vec<path> last_z = values(row.z + last, L), last_path = paths(last, L);
-  for (int64_t k = 0; k < last; k += L) write(k, L, values(row.z + k, L), paths(k, L));
+  const Vec<path> last_z = values(row.z + last, L), last_path = read(last, L);
+  for (int64_t k = 0; k < last; k += L) write(k, L, values(row.z + k, L), read(k, L));
   write(last, L, last_z, last_path);
 }
 
-// The same for rows that lie z_step and path_step apart, added to gated: four at a time, whose sum takes one
-// read and write of gated.
-template <Activation kind, bool narrow, int count, class element>
+// Adds `count` rows that lie z_step and path_step apart to gated.
+template <Activation kind, Paths paths, int count, class element>
 void add_gate_rows(const Row<element>& row, int64_t z_step, int64_t path_step) {
   using path = Path<element>;
   for_vectors<lanes<path>>(row.K, [&](int64_t k, int64_t n) {
     Vec<path> sum = values(row.gated + k, n);
     for (int i = 0; i < count; ++i) {
-      const path* const paths = row.path + i * path_step;
-      const Vec<path> in = narrow ? Vec<path>{} + *paths : values(paths + k, n);
-      const Opened opened =
-          Formulas<Functions<path>>::template open<kind>(values(row.z + i * z_step + k, n), row.a, row.b);
+      const element* const z = row.z + i * z_step + k;
+      __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(z) + ahead));
+      const Opened opened = Opening<kind, path>::of(values(z, n), row.a, row.b);
       if (row.value != nullptr) store_values(row.value + i * z_step + k, opened.value, n);
-      sum += in * (opened.gate * opened.gate);
+      const Vec<path> square = opened.gate * opened.gate;
+      sum += paths == Paths::later ? square : square * paths_at<paths>(row.path + i * path_step, k, n);
     }
     store(row.gated + k, sum, n);
   });
 }
 
 // Adds all rows of one sum.
-template <Activation kind, bool narrow, class element>
+template <Activation kind, Paths paths, class element>
 void sum_gate_rows(const Row<element>& first, int64_t rows, int64_t z_step, int64_t path_step) {
   Row<element> row = first;
   for (int64_t k = 0; k < row.K; ++k) row.gated[k] = 0;
@@ -74,8 +82,10 @@ void sum_gate_rows(const Row<element>& first, int64_t rows, int64_t z_step, int6
     row.path += by * path_step;
     if (row.value != nullptr) row.value += by * z_step;
   };
-  for (; rows >= 4; rows -= 4, advance(4)) add_gate_rows<kind, narrow, 4>(row, z_step, path_step);
-  for (; rows > 0; --rows, advance(1)) add_gate_rows<kind, narrow, 1>(row, z_step, path_step);
+  for (; rows >= together; rows -= together, advance(together)) {
+    add_gate_rows<kind, paths, together>(row, z_step, path_step);
+  }
+  for (; rows > 0; --rows, advance(1)) add_gate_rows<kind, paths, 1>(row, z_step, path_step);
 }
 
 template <Activation which>
@@ -131,21 +141,29 @@ Row<element> row_of(const Gate& call, int64_t a, int64_t b, Range k) {
           path(call.b)};
 }
 
-template <Activation kind, bool narrow, class element>
+template <Activation kind, Paths paths, class element>
 void run_task(const Gate& call, int64_t a, int64_t b, Range k) {
+  gate_row<kind, paths>(row_of<element>(call, a, b, k));
+}
+
+template <Activation kind, Paths paths, class element>
+void run_sum(const Gate& call, int64_t a, int64_t b, Range k) {
   const Row<element> row = row_of<element>(call, a, b, k);
-  if (call.over_b) {
-    sum_gate_rows<kind, narrow>(row, call.B, call.K, call.stride_b);
-  } else {
-    gate_row<kind, narrow>(row);
-  }
+  sum_gate_rows<kind, paths>(row, call.B, call.K, call.stride_b);
+  if (paths != Paths::later) return;
+  for (int64_t i = 0; i < row.K; ++i) row.gated[i] *= row.path[i * call.stride_k];
 }
 
 template <class element>
 void run(const Gate& call, int64_t begin, int64_t end) {
   with_kind(call.kind, [&](auto known) {
     constexpr Activation kind = decltype(known)::kind;
-    const auto task = call.stride_k == 0 ? run_task<kind, true, element> : run_task<kind, false, element>;
+    const bool number = call.stride_k == 0;
+    const auto row = number ? run_task<kind, Paths::number, element> : run_task<kind, Paths::along, element>;
+    const auto sum = call.stride_b == 0 ? run_sum<kind, Paths::later, element>
+                     : number           ? run_sum<kind, Paths::number, element>
+                                        : run_sum<kind, Paths::along, element>;
+    const auto task = call.over_b ? sum : row;
     const int64_t parts = ceil_div(call.K, longest), rows = call.over_b ? 1 : call.B;
     int64_t i = begin % parts, a = begin / parts / rows, b = begin / parts % rows;
     for (int64_t at = begin; at < end; ++at) {

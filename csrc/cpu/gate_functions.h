@@ -1,5 +1,6 @@
-// The exponentials that gate_formulas.h asks for, on vectors. In float eˣ and Φ are polynomials, whose
-// coefficients and errors tools/fit_gate.py prints; in double they come from the C library.
+// The exponentials that gate_formulas.h asks for, on vectors. In double they come from the C library. In
+// float eˣ is a polynomial, whose coefficients and errors tools/fit_gate.py prints; what gates need besides
+// stands in gate_float.h.
 #pragma once
 
 #include "cpu/vec.h"
@@ -17,42 +18,19 @@ struct Functions<float> {
   using Number = float;
   using Value = Vec<float>;
 
+  // x from −87 to 87 as n ln 2 + r; 0 below.
   [[gnu::always_inline]] static inline Value exp(const Value& x) {
-    const Power e = power(x < -87.f ? Value{} - 87.f : x);
-    return x < -87.f ? Value{} : e.scale * e.rest + e.scale;
-  }
-
-  [[gnu::always_inline]] static inline Value expm1(const Value& x) {
-    const Power e = power(x < -30.f ? Value{} - 30.f : x);
-    return e.scale * e.rest + (e.scale - 1.f);
-  }
-
-  [[gnu::always_inline]] static inline Value normal_tail(const Value& t) {
-    const Value u = 4.f / (t + 4.f) - 0.5f;
-    Value p = Value{} + 0.0376654454f;
-    for (const float c : {-0.0466039106f, -0.0842138156f, 0.0327730551f, 0.271875739f, 0.493813753f,
-                          0.573656857f, 0.497517467f, 0.340795457f, 0.094410643f}) {
-      p = p * u + c;
-    }
-    return exp(-0.5f * t * t) * p;
-  }
-
- private:
-  struct Power {  // eˣ = scale (1 + rest)
-    Value scale, rest;
-  };
-
-  // x from −87 to 87, as n ln 2 + r.
-  [[gnu::always_inline]] static inline Power power(const Value& x) {
     constexpr float log2_e = 1.44269504f;
     constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;  // n times the first is exact
     constexpr float to_integer = 0x1.8p23f;                              // adding it rounds to an integer
-    const Value shifted = x * log2_e + to_integer;
+    const Value bounded = x < -87.f ? Value{} - 87.f : x;
+    const Value shifted = bounded * log2_e + to_integer;
     const Value n = shifted - to_integer;
-    const Value r = (x - n * ln2_high) - n * ln2_low;
-    Value p = Value{} + 0.00139261759f;
-    for (const float c : {0.00836317334f, 0.0416665561f, 0.166665778f, 0.5f}) p = p * r + c;
-    return {(Value)(((Words)shifted << 23) + 0x3f800000u), p * r * r + r};
+    const Value r = (bounded - n * ln2_high) - n * ln2_low;
+    Value p = Value{} + 0.00138146128f;
+    for (const float c : {0.00836871006f, 0.0416683890f, 0.166665211f, 0.49999994f}) p = p * r + c;
+    const Value scale = (Value)(((Words)shifted << 23) + 0x3f800000u);
+    return x < -87.f ? Value{} : scale * (p * r * r + r) + scale;
   }
 };
 
