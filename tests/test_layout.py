@@ -19,7 +19,7 @@ FILES = (
     "tests/ops/test_{op}.py",
     "bench/{op}.py",
 )
-CPU_ONLY = {"sparse_dual_conv2d"}  # ops that dense kernels serve elsewhere
+CPU_ONLY = {"dual_max_pool2d", "sparse_dual_conv2d"}  # ops that dense kernels serve elsewhere
 COMPOSED = {"sparse_dual_linear"}  # ops that arrange what another op's kernels compute
 CUDA_ONLY = {"squared_conv2d"}  # ops that torch serves best on a CPU
 

@@ -4,6 +4,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "dual_max_pool2d.h"
 #include "gate.h"
 #include "masked_ones.h"
 #include "select_threshold.h"
@@ -64,6 +65,11 @@ const char* name(Isa isa) {
 
 const SparseDualConv2dKernels& sparse_dual_conv2d() {
   static constexpr const SparseDualConv2dKernels* kernels[] = PX_KERNELS(sparse_dual_conv2d);
+  return *kernels[static_cast<int>(isa())];
+}
+
+const DualMaxPool2dKernels& dual_max_pool2d() {
+  static constexpr const DualMaxPool2dKernels* kernels[] = PX_KERNELS(dual_max_pool2d);
   return *kernels[static_cast<int>(isa())];
 }
 

@@ -1,5 +1,6 @@
 """What native kernels compute; each op has a twin of the same name in `pxfast.reference`."""
 
+from pxfast.ops.dual_max_pool2d import dual_max_pool2d
 from pxfast.ops.gate import gate, gated
 from pxfast.ops.masked_ones import (
     masked_ones_conv2d,
@@ -24,6 +25,7 @@ from pxfast.ops.write_masks import write_masks
 __all__ = [
     "Bins",
     "Threshold",
+    "dual_max_pool2d",
     "gate",
     "gated",
     "masked_ones_conv2d",

@@ -82,15 +82,17 @@ class PathSum:
         narrow."""
         return PathSum(narrow(function(self.widened(shape))), self.exponent)
 
-    def normalised(self) -> PathSum:
+    def normalised(self, *, inplace: bool = False) -> PathSum:
         """Bring the largest entry back near 1 if it has drifted far from it, counting in the
-        exponent."""
+        exponent; in place where nobody else has the mantissa, which spares fresh memory."""
         if self.mantissa.is_meta or self.mantissa.numel() == 0:
             return self
         shift = drift(self.mantissa)
         if isinstance(shift, int) and shift == 0:
             return self
-        return PathSum(self.mantissa * power_of_two(-shift), self.exponent + shift)
+        factor = power_of_two(-shift)
+        mantissa = self.mantissa.mul_(factor) if inplace else self.mantissa * factor
+        return PathSum(mantissa, self.exponent + shift)
 
     def at_exponent(self, exponent: Exponent) -> Tensor:
         """The mantissa that goes with another (not smaller) exponent. What falls below the range
@@ -200,9 +202,9 @@ class Runs(PathSum):
             return super().times(factor)
         return self.through(lambda once: once.times(factor))
 
-    def normalised(self) -> PathSum:
+    def normalised(self, *, inplace: bool = False) -> PathSum:
         """As of any path sum."""
-        return self.through(lambda once: once.normalised())
+        return self.through(lambda once: once.normalised(inplace=inplace))
 
 
 def repeated(entries: Tensor, dim: int, counts: Sequence[int]) -> Tensor:

@@ -334,3 +334,14 @@ def test_linear_layers_stay_dense_where_a_pass_is_another(linear_calls, monkeypa
     narrow = nn.Sequential(nn.Linear(6, 20), nn.Linear(20, 24))  # one sum for all 20
     pxfast.score(narrow, x, masks={"1.weight": torch.rand(24, 20) < 0.2})
     assert not linear_calls
+
+
+def test_a_path_sum_of_its_own_is_normalised_in_place():
+    mantissa = torch.full((2, 3), 2.0**40)
+    path = PathSum(mantissa, 1)
+    elsewhere = path.normalised()
+    assert mantissa[0, 0] == 2.0**40  # others may have it
+    here = path.normalised(inplace=True)
+    assert here.mantissa.data_ptr() == mantissa.data_ptr()
+    assert here.exponent == elsewhere.exponent == 42
+    assert torch.equal(here.mantissa, elsewhere.mantissa)

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pxfast import _native, ops
 from pxfast.errors import NoRuleError
 from pxfast.paths.network import Network
 from pxfast.paths.pathsum import PathSum, total
@@ -40,6 +41,9 @@ def _max_pool(dims: int) -> Callable[..., Any]:
         dilation: Any = 1, ceil_mode: bool = False, return_indices: bool = False,
     ) -> Any:  # fmt: skip
         arguments = (kernel_size, stride, padding, dilation, ceil_mode)
+        both = return_indices or func is _WITH_INDICES[dims]
+        if dims == 2 and not both and _pools_in_one_pass(network, input, *arguments[3:]):
+            return _pooled_in_one_pass(network, input, kernel_size, stride, padding)
         value, indices = network.value(_WITH_INDICES[dims], input, *arguments)
         if input.path is None:
             path = None
@@ -48,7 +52,6 @@ def _max_pool(dims: int) -> Callable[..., Any]:
         else:
             path = _window_sum(input, value.shape, dims, kernel_size, stride, padding, dilation)
         result = network.tensor(value, path)
-        both = return_indices or func is _WITH_INDICES[dims]
         return (result, network.tensor(indices, None)) if both else result
 
     return max_pool
@@ -60,6 +63,33 @@ for _dims, _functions in {
     3: (F.max_pool3d, torch.max_pool3d, F.max_pool3d_with_indices),
 }.items():
     rule(*_functions)(_max_pool(_dims))
+
+
+def _pools_in_one_pass(network: Network, x: Any, dilation: Any, ceil_mode: bool) -> bool:
+    """Whether the op pools value and path (of h) together."""
+    return (
+        network.gates
+        and network.values
+        and not network.squares
+        and network.autocast is None
+        and not ceil_mode
+        and _tuple(dilation, 2) == (1, 1)
+        and x.value.dim() == 4
+        and x.value.is_contiguous()
+        and x.value.device.type == "cpu"
+        and _native.problem is None
+        and x.path is not None
+        and x.path.mantissa.dtype == x.value.dtype
+    )
+
+
+def _pooled_in_one_pass(
+    network: Network, x: Any, kernel_size: Any, stride: Any, padding: Any
+) -> Any:
+    kernel = _tuple(kernel_size, 2)
+    stride = kernel if stride is None or stride == [] else _tuple(stride, 2)
+    value, paths = ops.dual_max_pool2d(x.value, x.path.mantissa, kernel, stride, _tuple(padding, 2))
+    return network.tensor(value, PathSum(paths, x.path.exponent))
 
 
 def picked(network: Network, x: Any, indices: Tensor, dims: int) -> PathSum:

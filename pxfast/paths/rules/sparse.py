@@ -41,7 +41,7 @@ def sparse_linear(network: Network, x: Any, weight: Weight, bias: Any) -> Any:
     value, paths = ops.sparse_dual_linear(
         x.value, x.path.mantissa, weight.theta, weight.mask, None if bias is None else bias.detach()
     )
-    return network.tensor(value, PathSum(paths, x.path.exponent).normalised())
+    return network.tensor(value, PathSum(paths, x.path.exponent).normalised(inplace=True))
 
 
 def sparse_convolution_pays(
@@ -119,7 +119,7 @@ class SparseConvolution:
                 self.x, path.mantissa, self.weight.theta, self.weight.mask, self.bias,
                 *self.geometry.arguments[:3], scale=self.scale, residual=residual, relu=relu,
             )  # fmt: skip
-        return value, PathSum(paths, path.exponent).normalised()
+        return value, PathSum(paths, path.exponent).normalised(inplace=True)
 
     def reads(self, value: Tensor) -> bool:
         """Whether a change of this value in place would change the result."""

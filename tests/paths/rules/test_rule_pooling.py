@@ -9,10 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from middles import Case, Rule, as_it_is, check, linear, of
+from tolerances import DEEP_NET, close
 from torch import Tensor, nn
 
 import pxfast
+from pxfast import _native, ops
 from pxfast.errors import NoRuleError
+from pxfast.paths.rules import pooling
 
 VECTOR, SIGNAL, IMAGE, VOLUME = (4,), (3, 8), (3, 6, 5), (2, 4, 4, 5)
 
@@ -225,3 +228,42 @@ def test_pooling_that_is_no_sum_over_paths_is_an_error(pool, shape, message):
     model(x)
     with pytest.raises(NoRuleError, match=message):
         pxfast.score(model, x, criterion="px-joint")
+
+
+class Pooled(nn.Module):
+    """A convolution, max-pooling as given, and a layer behind it."""
+
+    def __init__(self, **options: Any):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 3), nn.LazyLinear(2)
+        self.pool = nn.MaxPool2d(3, 2, **options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.pool(self.first(x).relu()).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("options", "channels_last", "times"),
+    [
+        ({"padding": 1}, False, 1),
+        ({"dilation": 2}, False, 0),
+        ({"ceil_mode": True}, False, 0),
+        ({"padding": 1}, True, 0),  # the model may count on that layout
+    ],
+    ids=str,
+)
+def test_the_data_pass_pools_value_and_path_in_one_read(monkeypatch, options, channels_last, times):
+    torch.manual_seed(3)
+    model, x = Pooled(**options), torch.randn(2, 3, 10, 12)
+    model(x)
+    if channels_last:
+        model, x = (each.to(memory_format=torch.channels_last) for each in (model, x))
+    masks = {"last.weight": torch.rand(model.last.weight.shape) < 0.7}
+    calls = []
+    op = ops.dual_max_pool2d
+    monkeypatch.setattr(ops, "dual_max_pool2d", lambda *args: calls.append(1) or op(*args))
+    found = pxfast.score(model, x, masks=masks)
+    assert len(calls) == times * (_native.problem is None)
+    monkeypatch.setattr(pooling, "_pools_in_one_pass", lambda *_: False)
+    for name, expected in pxfast.score(model, x, masks=masks).items():
+        close(found[name], expected, DEEP_NET[torch.float32], name)
