@@ -51,7 +51,7 @@ constexpr int kPlaneBlock = kPlaneThreads * kPlanePositions;
 // Bound
 //   Bandwidth: in and out once; that an input serves several taps is left to L1.
 template <bool kBack, class Path, class Weights>
-__global__ void __launch_bounds__(kPlaneThreads)
+__global__ void __launch_bounds__(kPlaneThreads, 8)
     depthwise_planes(const Path* __restrict__ in, Weights weights, Path* __restrict__ out, ConvGeometry g) {
   PX_SHARED(squares, Path[kHeldTaps]);
   const int in_H = kBack ? g.out_H : g.H, in_W = kBack ? g.out_W : g.W, in_channels = kBack ? g.O : g.C;
@@ -107,7 +107,7 @@ constexpr int kTapWarps = 8, kTapThreads = kTapWarps * kLanes;
 // Bound
 //   Bandwidth: dy and x once for every kTaps taps.
 template <int kTaps, class Path, class Sink>
-__global__ void __launch_bounds__(kTapThreads)
+__global__ void __launch_bounds__(kTapThreads, 2)
     depthwise_taps(const Path* __restrict__ dy, const Path* __restrict__ x, Sink sink, ConvGeometry g,
                    int64_t splits, int64_t span) {
   PX_SHARED(warp_sums, Path[kTapWarps][kTaps]);
