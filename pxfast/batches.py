@@ -72,7 +72,9 @@ def changed_masks(number: int) -> DataError:
     """The error for a batch with such tensors after a first one without."""
     return DataError(
         f"data: batch {number} holds a tensor of integers or booleans with an entry for every "
-        "sample (a mask, positions), and the first batch holds none; give every batch one, or none"
+        "sample (a mask, positions), and the first batch holds none; give every batch one, or "
+        "none. What is the same for all samples belongs in a buffer of the model, where a batch of "
+        "just as many samples cannot be mistaken for its own"
     )
 
 

@@ -193,3 +193,13 @@ def test_float_masks_are_data():
     with data_pass_forced():
         same(pxfast.score(Outer(), ((X, minus(ALLOWED, 60.0)), 0)), expected)
     assert set(NAMES) == set(expected)
+
+
+def test_a_mask_for_all_that_looks_like_one_of_samples_is_no_silent_change():
+    """The last batch has as many samples as the mask's first dimension."""
+    model = padded("sdpa")
+    shared = torch.ones(1, TOKENS, dtype=torch.bool)
+    data = [{"x": X, "present": shared}, {"x": X[:1], "present": shared}]
+    said = "What is the same for all samples belongs in a buffer"
+    with data_pass_forced(), pytest.raises(DataError, match=said):
+        pxfast.score(model, data)
