@@ -95,11 +95,11 @@ BUGS = (
         source="conv_cases.cpp",
     ),
     Bug(
-        "a plane's offset in 32 bits",
+        "a position of a plane in 32 bits",
         Change(
             DEPTHWISE,
-            "(static_cast<int64_t>(p.n) * in_channels + from) * in_area",
-            "static_cast<int>((p.n * in_channels + from) * in_area)",
+            "out[(n * channels + channel) * area + (at - n * area)]",
+            "out[static_cast<int>((n * channels + channel) * area + (at - n * area))]",
         ),
         FAILURE,
         source="huge_cases.cpp",
