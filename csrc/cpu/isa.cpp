@@ -10,6 +10,7 @@
 #include "select_threshold.h"
 #include "sparse_dual_conv2d.h"
 #include "squared_attention.h"
+#include "squared_conv2d.h"
 #include "squared_linear.h"
 #include "write_masks.h"
 
@@ -85,6 +86,11 @@ const MaskedOnesKernels& masked_ones() {
 
 const SquaredAttentionKernels& squared_attention() {
   static constexpr const SquaredAttentionKernels* kernels[] = PX_KERNELS(squared_attention);
+  return *kernels[static_cast<int>(isa())];
+}
+
+const SquaredConv2dKernels& squared_conv2d() {
+  static constexpr const SquaredConv2dKernels* kernels[] = PX_KERNELS(squared_conv2d);
   return *kernels[static_cast<int>(isa())];
 }
 

@@ -17,6 +17,8 @@ from pxfast.ops.squared_attention import squared_attention
 from pxfast.ops.squared_conv2d import (
     squared_conv2d,
     squared_conv2d_backward,
+    squared_conv2d_backward_by_columns,
+    squared_conv2d_columns_pay,
     squared_conv2d_pays,
 )
 from pxfast.ops.squared_linear import squared_linear, squared_linear_backward
@@ -43,6 +45,8 @@ __all__ = [
     "squared_attention",
     "squared_conv2d",
     "squared_conv2d_backward",
+    "squared_conv2d_backward_by_columns",
+    "squared_conv2d_columns_pay",
     "squared_conv2d_pays",
     "squared_linear",
     "squared_linear_backward",

@@ -4,10 +4,9 @@ Dimensions: N samples, C channels, O outputs, a kernel [h, w]. Path sums are flo
 weight is, and float32 otherwise (float32, bfloat16 and float16 weights). Arguments may have any
 strides; one that is not contiguous is copied first. csrc/squared_conv2d.h is the kernels' contract.
 
-There are kernels for CUDA. On a CPU torch's convolutions run: θ² and the gradient by it, all that
-kernels of our own could spare, are a few percent of most layers there (docs/kernels.md). Where a
-map is small and the weight large, the backward goes through the columns of the input and
-`squared_linear_backward` instead, which makes neither.
+The kernels of a CPU are made for small maps and skip what the mask removes; where maps are large or
+most weights kept, torch's convolutions are the better choice there (`squared_conv2d_pays`), or, for
+a large weight, a backward through the columns of the input (`squared_conv2d_backward_by_columns`).
 """
 
 from __future__ import annotations
@@ -32,7 +31,8 @@ from pxfast.ops._declare import declare
 from pxfast.ops.squared_linear import squared_linear_backward
 from pxfast.reference import squared_conv2d as reference
 
-_SMALL_MAP = 49  # positions of the output up to which the columns are faster on a CPU
+_SPARSE, _SPARSE_MAP = 0.4, 256  # density and positions of the output up to which kernels pay
+_SMALL_MAP = 49  # positions up to which the columns are faster than torch's backward on a CPU
 _LARGE_WEIGHT = 2**21  # entries of the weight from which they are
 
 
@@ -117,6 +117,35 @@ def squared_conv2d_backward(
     )
 
 
+def squared_conv2d_backward_by_columns(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    mask: Tensor | None,
+    saliency: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    with_dx: bool = True,
+    add: bool = True,
+) -> Tensor:
+    """`squared_conv2d_backward` of one group, as `squared_linear_backward` of the input's columns:
+    neither θ² nor its gradient is made."""
+    settings = [tuple(pair) for pair in (dilation, padding, stride)]
+    kernel = tuple(weight.shape[2:])
+    columns = F.unfold(x, kernel, *settings).mT
+    flat = None if mask is None else mask.flatten(1)
+    sums = saliency.view(saliency.shape[0], -1) if saliency.is_contiguous() else saliency.flatten(1)
+    dcolumns = squared_linear_backward(
+        dy.flatten(2).mT, columns, weight.flatten(1), flat, sums, with_dx, add
+    )
+    if not saliency.is_contiguous():
+        saliency.copy_(sums.view_as(saliency))
+    if not with_dx:
+        return x.new_empty(0)
+    return F.fold(dcolumns.mT, tuple(x.shape[2:]), kernel, *settings)
+
+
 Geometry = tuple[Sequence[int], Sequence[int], Sequence[int], int]
 
 
@@ -197,12 +226,21 @@ def _contiguous(
     return y.contiguous()
 
 
-def squared_conv2d_pays(dy: Tensor, x: Tensor, weight: Tensor, groups: int) -> bool:
-    """Whether `squared_conv2d_backward` is expected to beat torch's convolutions.
+def squared_conv2d_pays(x: Tensor, positions: int, density: float) -> bool:
+    """Whether the kernels are expected to beat torch's convolutions, forward and backward.
 
-    It then goes through the columns of the input. The rule: a CPU with kernels, one group, at most
-    49 positions of the output (samples included) and a weight of at least two million entries.
-    What it rests on is measured by `python bench/run.py squared-conv2d`.
+    The rule: a CPU with kernels, at most 256 positions of the output (samples included), and at
+    most 40% of the weights kept. `python bench/run.py squared-conv2d` measures what it rests on.
+    """
+    here = _native.problem is None and x.device.type == "cpu"
+    return here and 0 < positions <= _SPARSE_MAP and density <= _SPARSE
+
+
+def squared_conv2d_columns_pay(dy: Tensor, x: Tensor, weight: Tensor, groups: int) -> bool:
+    """Whether the way through columns is expected to beat torch's backward.
+
+    The rule: a CPU with kernels, one group, at most 49 positions of the output (samples included)
+    and a weight of at least two million entries. The same job measures it.
     """
     positions = dy.shape[0] * dy.shape[2] * dy.shape[3]
     return (
@@ -228,31 +266,15 @@ def _backward(
     add: bool = True,
 ) -> Tensor:
     """The backward where there are no kernels."""
-    empty = x.numel() == 0 or weight.numel() == 0 or dy.numel() == 0
-    pays = squared_conv2d_pays(dy, x, weight, groups)
-    if not add and (empty or not pays):
+    if not add:
         saliency.zero_()
-    if empty:
+    if x.numel() == 0 or weight.numel() == 0 or dy.numel() == 0:
         return torch.zeros_like(x) if with_dx else x.new_empty(0)
-    if not pays:
-        geometry = stride, padding, dilation, groups
-        dx = reference.squared_conv2d_backward(
-            dy, x, weight, mask, saliency, *geometry, with_dx=with_dx
-        )
-        return dx.contiguous()
-    settings = [tuple(pair) for pair in (dilation, padding, stride)]
-    kernel = tuple(weight.shape[2:])
-    columns = F.unfold(x, kernel, *settings).mT
-    flat = None if mask is None else mask.flatten(1)
-    sums = saliency.view(saliency.shape[0], -1) if saliency.is_contiguous() else saliency.flatten(1)
-    dcolumns = squared_linear_backward(
-        dy.flatten(2).mT, columns, weight.flatten(1), flat, sums, with_dx, add
+    geometry = stride, padding, dilation, groups
+    dx = reference.squared_conv2d_backward(
+        dy, x, weight, mask, saliency, *geometry, with_dx=with_dx
     )
-    if not saliency.is_contiguous():
-        saliency.copy_(sums.view_as(saliency))
-    if not with_dx:
-        return x.new_empty(0)
-    return F.fold(dcolumns.mT, tuple(x.shape[2:]), kernel, *settings)
+    return dx.contiguous()
 
 
 declare(
@@ -260,7 +282,6 @@ declare(
     " int[] dilation, int groups) -> Tensor",
     fake=_fake,
     reference=_contiguous,
-    kernels=("cuda",),
 )
 declare(
     "squared_conv2d_backward(Tensor dy, Tensor x, Tensor weight, Tensor? mask, Tensor(a!) saliency,"
@@ -268,5 +289,4 @@ declare(
     " -> Tensor",
     fake=_fake_backward,
     reference=_backward,
-    kernels=("cuda",),
 )

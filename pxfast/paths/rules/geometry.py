@@ -35,14 +35,24 @@ class Convolution:
         """[N, O, *space] (or without N) for an input and a weight of the given shapes."""
         return convolution_shape(shape, weight, *self.arguments, self.groups)
 
-    def squared_backward_pays(self, dy: Tensor, x: Tensor, weight: Weight) -> bool:
-        """Whether ops.squared_conv2d_backward had better add the scores of this convolution."""
-        return (
-            not self.transposed
-            and x.dim() == weight.theta.dim() == 4
-            and weight.weights.purpose == "scores"
-            and ops.squared_conv2d_pays(dy, x, weight.theta, self.groups)
-        )
+    def squared_pays(self, x: Tensor, weight: Weight) -> bool:
+        """Whether ops.squared_conv2d had better do this convolution and its backward."""
+        if not self._is_scored_2d(x, weight):
+            return False
+        outputs = self.output_shape(x.shape, weight.theta.shape)
+        positions = outputs[0] * math.prod(outputs[2:])
+        small = ops.squared_conv2d_pays(x, positions, 0.0)  # only then are kept weights counted
+        return small and ops.squared_conv2d_pays(x, positions, weight.density())
+
+    def squared_columns_pay(self, dy: Tensor, x: Tensor, weight: Weight) -> bool:
+        """Whether the backward had better go through the columns of the input."""
+        if not self._is_scored_2d(x, weight):
+            return False
+        return ops.squared_conv2d_columns_pay(dy, x, weight.theta, self.groups)
+
+    def _is_scored_2d(self, x: Tensor, weight: Weight) -> bool:
+        scored = weight.weights.purpose == "scores"
+        return scored and not self.transposed and x.dim() == weight.theta.dim() == 4
 
     def masked_ones_pay(self, x: Tensor, weight: Weight) -> bool:
         """Whether path sums of the data pass had better go through the bits of the mask."""

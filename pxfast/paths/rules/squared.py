@@ -78,8 +78,12 @@ class SquaredConvolution(torch.autograd.Function):
         """Shapes: x [N, C, *space], weight as torch's convolutions have it."""
         ctx.set_materialize_grads(False)
         ctx.x, ctx.weight, ctx.geometry = x, weight.resting(), geometry
+        ctx.sparse = known is None and geometry.squared_pays(x, weight)
         if known is not None:
             return known.view_as(known)
+        if ctx.sparse:
+            settings = (*geometry.arguments[:3], geometry.groups)
+            return ops.squared_conv2d(x, _theta(weight, x), weight.mask, *settings)
         return counted(weight, geometry(x, weight.squared(x.dtype)))
 
     @staticmethod
@@ -91,12 +95,14 @@ class SquaredConvolution(torch.autograd.Function):
             return None, None, None, None, None
         with_dx = ctx.needs_input_grad[0] and not weight.ends_side_branch()
         weight, wanted = weight.loaded(), weight.wants_scores()
-        if wanted and geometry.squared_backward_pays(dy, x, weight):
+        if wanted and (ctx.sparse or geometry.squared_columns_pay(dy, x, weight)):
             settings, theta = geometry.arguments[:3], _theta(weight, x)
             with weight.scores(x.device) as (saliency, new):
-                dx = ops.squared_conv2d_backward(
-                    dy, x, theta, weight.mask, saliency, *settings, with_dx=with_dx, add=not new
-                )
+                given = dy, x, theta, weight.mask, saliency, *settings
+                if ctx.sparse:
+                    dx = ops.squared_conv2d_backward(*given, geometry.groups, with_dx, not new)
+                else:
+                    dx = ops.squared_conv2d_backward_by_columns(*given, with_dx, not new)
             return dx if with_dx else None, None, None, None, None
         squared = weight.squared(x.dtype)
         dx, dw, _ = torch.ops.aten.convolution_backward(
