@@ -2,9 +2,10 @@
 
 Backward and saliency of one convolution at batch 1 in float32, in turn with plain torch: the
 weight squared, convolution_backward, and the product added to the saliency. Weights and saliencies
-come from a ring that fills the last-level cache four times. A row says whether the op takes the way
-through the columns of the input there (`squared_conv2d_pays`); elsewhere it is plain torch itself.
-The share of torch's time that squaring and adding take is what a kernel of our own could spare.
+come from a ring that fills the last-level cache four times. A row says whether scoring takes the
+way through the columns of the input there (`squared_conv2d_columns_pay`); elsewhere it is plain
+torch itself. The share of torch's time that squaring and adding take is what a kernel of our own
+could spare.
 """
 
 from __future__ import annotations
@@ -63,10 +64,14 @@ def _measure(layer: tuple[int, ...], repeats: int) -> dict[str, object]:
     dy = torch.rand_like(torch.conv2d(x, ring[0][0], None, stride, padding))
     settings = ([stride] * 2, [padding] * 2, [1, 1], 1)
     turn = iter(range(1 << 30))
+    pays = ops.squared_conv2d_columns_pay(dy, x, ring[0][0], 1)
 
     def ours() -> None:
         weight, saliency = ring[next(turn) % count]
-        ops.squared_conv2d_backward(dy, x, weight, None, saliency, *settings)
+        if pays:
+            ops.squared_conv2d_backward_by_columns(dy, x, weight, None, saliency, *settings[:3])
+        else:
+            reference.squared_conv2d_backward(dy, x, weight, None, saliency, *settings)
 
     def formula() -> None:
         weight, saliency = ring[next(turn) % count]
@@ -78,7 +83,6 @@ def _measure(layer: tuple[int, ...], repeats: int) -> dict[str, object]:
 
     candidates = {"ours": ours, "formula": formula, "squares": squares}
     seconds = paired(candidates, repeats=repeats, title=str(layer))
-    pays = ops.squared_conv2d_pays(dy, x, ring[0][0], 1)
     return {
         "layer": f"{C}×{H}×{H} → {O}, {kernel}×{kernel}, stride {stride}",
         "columns": "yes" if pays else "no",

@@ -18,9 +18,9 @@
 // weight counts as exactly 0, whatever it holds: select, do not multiply. Results: the same bits on every
 // call with the same arguments on the same machine; no atomics.
 //
-// The kernels for CPUs are made for small maps and weights under masks (pxfast/ops/squared_conv2d.py says where
-// torch's convolutions are the better choice). The caller (binding/squared_conv2d.cpp) checks shapes, types and
-// devices. Kernels trust their arguments.
+// The kernels for CPUs are made for small maps and weights under masks (pxfast/ops/squared_conv2d.py says
+// where torch's convolutions are the better choice). The caller (binding/squared_conv2d.cpp) checks shapes,
+// types and devices. Kernels trust their arguments.
 #pragma once
 
 #include <cstddef>

@@ -108,7 +108,7 @@ def prune(
         "dtype": dtype, "max_memory": max_memory,
     }  # fmt: skip
     loop = _Loop(
-        scorer=partial(Scorer(model, data, criterion, **options), progress=False),
+        scorer=partial(Scorer(model, data, criterion, reuse=True, **options), progress=False),
         data=data,
         targets=lambda start: densities(schedule, target, rounds, start),
         policy=policy,
@@ -175,7 +175,7 @@ class _Loop:
                 scores = self.score(state)
                 reported |= _report_branches(state, reported)
                 state = self.select(state, scores)
-                del scores  # of the model's size: gone before the next round makes its own
+                del scores  # of the model's size: the next round's lie in the same memory
                 if self.file is not None:
                     self.file.save(state)
                 bar.set_postfix_str(f"density {_density(state.masks):.3%}", refresh=False)

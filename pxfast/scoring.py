@@ -17,6 +17,7 @@ from pxfast.paths.names import named_weights
 from pxfast.paths.outputs import Select
 from pxfast.paths.passes import Passes, Structure
 from pxfast.paths.pathsum import PathSum
+from pxfast.paths.spare import Memory
 from pxfast.paths.underflow import underflowed
 from pxfast.paths.weights import Weights
 from pxfast.preparation import Choice, layer_weights, prepared
@@ -107,13 +108,21 @@ class Scorer:
     them is found once."""
 
     def __init__(
-        self, model: nn.Module, data: Any, criterion: str | Criterion = "px", **options: Any
+        self,
+        model: nn.Module,
+        data: Any,
+        criterion: str | Criterion = "px",
+        reuse: bool = False,
+        **options: Any,
     ):
-        """The arguments are those of `score`."""
+        """The arguments are those of `score`; with ``reuse`` scores are made where earlier ones
+        lay, once nobody holds these any more."""
         self.model, self.data, self.criterion, self.options = model, data, criterion, options
+        self._memory = Memory() if reuse and options.get("max_memory") is None else None
         self._structure: Structure | None = None
         self._rows: tuple[dict[str, Tensor] | None, dict[str, int]] = (None, {})
-        self._exact: set[str] = set()  # weights of which no square has become 0, and
+        self._exact: set[str] = set()  # weights of which no square has become 0,
+        self._pathless: set[str] = set()  # those that no path passes, whatever gates do, and
         self._version: int | None = None  # that of all parameters then
 
     def __call__(
@@ -128,7 +137,10 @@ class Scorer:
                 **self.options,
             )  # fmt: skip
         with prepared(self.model, self.data, masks=masks, **self.options) as passes:
-            passes.structure = self._structure
+            self._forget_if_changed(passes.model)
+            passes.structure, passes.pathless = self._structure, self._pathless
+            if self._memory is not None:
+                passes.weights.spare = self._memory.free()
             passes.weights.rows, passes.weights.outside = self._rows  # masks do not change them
             run = _px if self.criterion == "px" else _joint
             found, ranges = run(passes, self.data, progress)
@@ -137,10 +149,15 @@ class Scorer:
             self._structure = passes.structure  # fewer weights will not make the data cancel again
         provenance = {"pxfast": __version__, "criterion": self.criterion}
         provenance["batchnorm"] = self.options.get("batchnorm", "running")
-        version = _version(passes.model)
-        if version is None or version != self._version:
-            self._exact, self._version = set(), version
+        if self._memory is not None:
+            self._memory.lend(passes.weights.saliency)
         return _assembled(passes.weights, ranges, self._exact, provenance | found)
+
+    def _forget_if_changed(self, model: nn.Module) -> None:
+        """What was found for other weights does not count."""
+        version = _version(model)
+        if version is None or version != self._version:
+            self._exact, self._pathless, self._version = set(), set(), version
 
 
 def _version(model: nn.Module) -> int | None:
@@ -159,7 +176,7 @@ def _px(passes: Passes, data: Any, progress: bool | None) -> tuple[dict[str, Any
     """The data pass (unless the data cancels), then the kernel pass."""
     first, stream = peeked(batches(progress_bar(data, "score", progress)))
     if brings_masks(first):
-        return _over_data(passes, data, passes.kernel_of_each, stream)
+        return _over_data(passes, data, passes.kernel_of_each, stream, None)
     if passes.data_cancels(first):
         sums: list[PathSum] | None = None
         how = "skipped: every output has the same path activation, so the data cancels from S/R"
@@ -167,9 +184,8 @@ def _px(passes: Passes, data: Any, progress: bool | None) -> tuple[dict[str, Any
         sums, how = passes.activation(stream), "run"
     log2 = passes.kernel(first, sums)
     ranges = _ranges(passes.weights)
-    _check_underflow(
-        passes, ranges, lambda: passes.kernel(first, None if sums is None else _signs(sums))
-    )
+    again = [] if sums is None else [lambda: passes.kernel(first, _signs(sums))]
+    _check_underflow(passes, ranges, lambda: passes.kernel(first, None), *again)
     found = {
         "samples": passes.samples or _sample_count(data),
         "data_pass": how,
@@ -181,8 +197,8 @@ def _px(passes: Passes, data: Any, progress: bool | None) -> tuple[dict[str, Any
 def _joint(passes: Passes, data: Any, progress: bool | None) -> tuple[dict[str, Any], Ranges]:
     """One pass over the data, forward and backward."""
     first, stream = peeked(batches(progress_bar(data, "score", progress)))
-    open_gates = [] if brings_masks(first) else [lambda: passes.kernel(first, None)]
-    return _over_data(passes, data, passes.joint, stream, *open_gates)
+    open_gates = None if brings_masks(first) else lambda: passes.kernel(first, None)
+    return _over_data(passes, data, passes.joint, stream, open_gates)
 
 
 def _over_data(
@@ -190,13 +206,14 @@ def _over_data(
     data: Any,
     run: Callable[[Iterable[Batch]], float],
     stream: Iterable[Batch],
-    *without: Callable[[], Any],
+    open_gates: Callable[[], Any] | None,
 ) -> tuple[dict[str, Any], Ranges]:
-    """A pass whose backward needs the data; those ``without`` it may find that no path is there."""
+    """A pass whose backward needs the data; one with ``open_gates`` that does not may find that no
+    path is there."""
     log2 = run(stream)
     samples = passes.samples
     ranges = _ranges(passes.weights)
-    _check_underflow(passes, ranges, *without, lambda: run(batches(data)))
+    _check_underflow(passes, ranges, open_gates, lambda: run(batches(data)))
     return {"samples": samples, "data_pass": "run", "log2_R": log2}, ranges
 
 
@@ -209,31 +226,41 @@ def _ranges(weights: Weights) -> Ranges:
     return found
 
 
-def _check_underflow(passes: Passes, ranges: Ranges, *again: Callable[[], Any]) -> None:
+def _check_underflow(
+    passes: Passes,
+    ranges: Ranges,
+    open_gates: Callable[[], Any] | None,
+    *again: Callable[[], Any],
+) -> None:
     """Refuse a layer whose scores are all 0 although paths run through it: its total left the range
     of the dtype.
 
     Only where a layer that keeps weights has nothing but zeros is the pass repeated, with every
     weight that is not 0 counted as 1, to see whether there are paths at all (an empty residual
     branch has none). A pass over the data comes after one that opens every gate: where that finds
-    no path, there is none.
+    no path, there is none, and none under masks that keep less.
     """
     weights = passes.weights
     empty = [
         name
         for name in weights.reached & weights.saliency.keys()
-        if ranges[name][1] == 0 and bool(weights.kept(name).count_nonzero())
+        if ranges[name][1] == 0
+        and name not in passes.pathless
+        and bool(weights.kept(name).count_nonzero())
     ]
     if not empty:
         return
     kept = dict(weights.saliency), dict(weights.used), set(weights.reached)
     weights.purpose = "existence"
     lost = empty
-    for run in again:
+    for run in filter(None, (open_gates, *again)):
         weights.forget()
         run()
         found = weights.saliency
-        lost = [name for name in lost if name in found and bool(found[name].amax() > 0)]
+        there = [name for name in lost if name in found and bool(found[name].amax() > 0)]
+        if run is open_gates:
+            passes.pathless.update(set(lost) - set(there))
+        lost = there
         if not lost:
             break
     weights.purpose = "scores"

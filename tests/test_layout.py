@@ -21,12 +21,11 @@ FILES = (
 )
 CPU_ONLY = {"dual_max_pool2d", "sparse_dual_conv2d"}  # ops that dense kernels serve elsewhere
 COMPOSED = {"sparse_dual_linear"}  # ops that arrange what another op's kernels compute
-CUDA_ONLY = {"squared_conv2d"}  # ops that torch serves best on a CPU
 
 
 def missing_pieces(op: str, root: Path = ROOT) -> list[str]:
     """What an op lacks: files, its section of docs/kernels.md, its sources in the build."""
-    without = "csrc/cuda/" if op in CPU_ONLY else "csrc/cpu/" if op in CUDA_ONLY else "none"
+    without = "csrc/cuda/" if op in CPU_ONLY else "none"
     without = "csrc/" if op in COMPOSED else without
     forms = [form for form in FILES if not form.startswith(without)]
     missing = [name for form in forms if not (root / (name := form.format(op=op))).is_file()]

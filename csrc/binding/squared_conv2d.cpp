@@ -45,8 +45,9 @@ Tensor squared_conv2d_cpu(Tensor x, Tensor weight, std::optional<Tensor> mask, s
   const auto geometry = check_convolution(op, x, weight, mask, {stride, padding, dilation, groups});
   Tensor y = torch::stable::new_empty(x, output_shape(geometry));
   const Input x_in(x), weight_in(weight), mask_in(mask);
-  px::cpu::SquaredConv2dForward call{x_in.data(), weight_in.data(), mask_in.bytes(), y.mutable_data_ptr(),
-                                     nullptr,     weight_dtype(op, weight), geometry};
+  px::cpu::SquaredConv2dForward call{
+      x_in.data(), weight_in.data(),         mask_in.bytes(), y.mutable_data_ptr(),
+      nullptr,     weight_dtype(op, weight), geometry};
   const auto& kernels = px::cpu::squared_conv2d();
   const px::cpu::Plan plan = kernels.plan(call);
   const auto scratch = allocate_scratch(x, plan.scratch_bytes);

@@ -2,20 +2,19 @@
 //
 // Plan
 //   Vectors run over positions of the output, all samples together, at most 8 of them at a time, so that a
-//   weight that the mask removes costs a bit, whatever its neighbours are. Kept weights are listed first, some
-//   hundreds at a time, and their products are one loop without branches.
-//   Forward: the columns of all channels are gathered; a task then makes some rows of y, 256 columns of the input
-//   at a time for all of them; y of a row waits in registers.
-//   Backward: a task owns some channels. It gathers 32 or 64 of their columns, which with those of dx fit the
-//   first-level cache, and goes down the rows of the weight, a tile of 512 at a time: every kept weight carries
-//   the cotangent of its row into dx's column, and multiplies it by x's column. As many of these products as a
-//   vector has lanes are transposed and summed together. Then the tile of the saliency is written, zeros included.
-//   dx's columns are added to dx at the end.
+//   weight that the mask removes costs a bit, whatever its neighbours are. Kept weights are listed first,
+//   some hundreds at a time, and their products are one loop without branches. Forward: the columns of all
+//   channels are gathered; a task then makes some rows of y, 256 columns of the input at a time for all of
+//   them; y of a row waits in registers. Backward: a task owns some channels. It gathers 32 or 64 of their
+//   columns, which with those of dx fit the first-level cache, and goes down the rows of the weight, a tile
+//   of 512 at a time: every kept weight carries the cotangent of its row into dx's column, and multiplies it
+//   by x's column. As many of these products as a vector has lanes are transposed and summed together. Then
+//   the tile of the saliency is written, zeros included. dx's columns are added to dx at the end.
 // Memory
 //   The columns of x forward, a copy of dy backward.
 // Bound
-//   Above some percent of kept weights loads from the first-level cache (forward: the second): for a vector of
-//   positions and a kept weight 1 forward, 3 and a store backward. Below, reading the mask and writing the
+//   Above some percent of kept weights loads from the first-level cache (forward: the second): for a vector
+//   of positions and a kept weight 1 forward, 3 and a store backward. Below, reading the mask and writing the
 //   saliency.
 #include "squared_conv2d.h"
 
@@ -25,9 +24,9 @@ namespace px::cpu::PX_ISA {
 
 namespace {
 
-constexpr int most_vectors = 8;      // of positions, at a time
-constexpr int64_t rows = 16;         // of y in a task
-constexpr int64_t listed = 256;      // columns of x whose kept weights are listed together
+constexpr int most_vectors = 8;  // of positions, at a time
+constexpr int64_t rows = 16;     // of y in a task
+constexpr int64_t listed = 256;  // columns of x whose kept weights are listed together
 
 // What sizes a call has, for a group of channels.
 template <class path>
@@ -201,7 +200,8 @@ struct Backward {
     const int64_t n = columns.size(), channel = group * s.channels * g.H * g.W;
     alignas(vector_bytes) path x_columns[64 * width];
     alignas(vector_bytes) path dx_columns[64 * width];
-    for (int64_t k = 0; k < n; ++k) gather(g, x + channel, columns.begin + k, q, x_columns + k * width, width);
+    for (int64_t k = 0; k < n; ++k)
+      gather(g, x + channel, columns.begin + k, q, x_columns + k * width, width);
     if (dx != nullptr) std::memset(dx_columns, 0, n * width * sizeof(path));
     const int64_t end = (group + 1) * s.outputs, step = Kept<path>::capacity / n;
     for (int64_t o = group * s.outputs; o < end; o += step) {

@@ -1,6 +1,6 @@
-// Columns of a convolution's input: entry [k, q] is what tap k of the kernel sees at position q of the output,
-// k = (channel, row, column of the kernel), q = (sample, row, column of the output). And the entries of a
-// weight's row that its mask keeps.
+// Columns of a convolution's input: entry [k, q] is what tap k of the kernel sees at position q of the
+// output, k = (channel, row, column of the kernel), q = (sample, row, column of the output). And the entries
+// of a weight's row that its mask keeps.
 #pragma once
 
 #include "cpu/vec.h"
@@ -12,8 +12,8 @@ namespace {
 
 inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
-// Calls run(i, at, n) where n positions, from q.begin + i on, see the entries at, at + stride_w, … of a channel
-// of x (of its first sample); the others see padding.
+// Calls run(i, at, n) where n positions, from q.begin + i on, see the entries at, at + stride_w, … of a
+// channel of x (of its first sample); the others see padding.
 template <class Run>
 [[gnu::always_inline]] inline void for_runs(const ConvGeometry& g, int64_t tap, Range q, Run run) {
   const int64_t down = tap / g.kernel_w * g.dilation_h - g.padding_h;

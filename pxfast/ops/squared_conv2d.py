@@ -230,7 +230,7 @@ def squared_conv2d_pays(x: Tensor, positions: int, density: float) -> bool:
     """Whether the kernels are expected to beat torch's convolutions, forward and backward.
 
     The rule: a CPU with kernels, at most 256 positions of the output (samples included), and at
-    most 40% of the weights kept. `python bench/run.py squared-conv2d` measures what it rests on.
+    most 40% of the weights kept (docs/kernels.md says what that rests on).
     """
     here = _native.problem is None and x.device.type == "cpu"
     return here and 0 < positions <= _SPARSE_MAP and density <= _SPARSE
@@ -240,7 +240,8 @@ def squared_conv2d_columns_pay(dy: Tensor, x: Tensor, weight: Tensor, groups: in
     """Whether the way through columns is expected to beat torch's backward.
 
     The rule: a CPU with kernels, one group, at most 49 positions of the output (samples included)
-    and a weight of at least two million entries. The same job measures it.
+    and a weight of at least two million entries. `python bench/run.py squared-conv2d` measures what
+    it rests on.
     """
     positions = dy.shape[0] * dy.shape[2] * dy.shape[3]
     return (

@@ -87,6 +87,7 @@ class Passes:
     autocast: torch.dtype | None = None
     max_memory: int | None = None
     structure: Structure | None = None
+    pathless: set[str] = field(default_factory=set)  # weights known to lie on no path
     samples: int = field(default=0, init=False)
     branches: list[SideBranch] = field(default_factory=list, init=False)
 

@@ -137,6 +137,12 @@ class Weight:
         with self.scores(scores.device) as saliency:
             saliency.add(scores)
 
+    def leave_spare(self) -> None:
+        """Give up the memory that is spare for the scores: a gradient that is about to be made, and
+        to become the scores, will have it."""
+        if self.source is not None and self.weights.side is None:
+            self.weights.spare.pop(self.source.name, None)
+
     def count_use(self, count: int) -> None:
         """Count a use of a weight, or one less where all of its input lies on value paths."""
         if self.source is not None:

@@ -44,6 +44,7 @@ class Weights:
             that is not 0 as 1, to see which paths exist whatever their size; "structure" counts
             every weight as 1.
         saliency: score buffers by name, made when a backward first needs them.
+        spare: memory for them by name, whatever it holds.
         used: the first use of each name in this call, with the mask in force.
         reached: names that the backward from the output has visited.
         rows: by name, the weights in rows that value paths leave; found by the structure pass.
@@ -62,6 +63,7 @@ class Weights:
     dtype: torch.dtype = torch.float32
     purpose: Purpose = "scores"
     saliency: dict[str, Tensor] = field(default_factory=dict)
+    spare: dict[str, Tensor] = field(default_factory=dict)
     used: dict[str, Source] = field(default_factory=dict)
     reached: set[str] = field(default_factory=set)
     rows: dict[str, Tensor] | None = None
@@ -190,9 +192,19 @@ class Weights:
         buffers, name = self.buffers, source.name
         new = name not in buffers
         if new:
-            make = torch.zeros_like if source.views else torch.empty_like
-            buffers[name] = make(source.theta, dtype=self.dtype, device=_device(source))
+            made = self._spare(source)
+            if made is None:
+                made = torch.empty_like(source.theta, dtype=self.dtype, device=_device(source))
+            buffers[name] = made.zero_() if source.views else made
         return buffers[name], new and not source.views
+
+    def _spare(self, source: Source) -> Tensor | None:
+        """Spare memory for the scores of a weight, if there is some of its form."""
+        spare = None if self.side is not None else self.spare.pop(source.name, None)
+        if spare is None or spare.dtype != self.dtype or spare.device != _device(source):
+            return None
+        like = source.theta
+        return spare if (spare.shape, spare.stride()) == (like.shape, like.stride()) else None
 
     def value_buffer(self, source: Source) -> Tensor | None:
         """By weight: whether a value path leaves its row. None before the structure pass."""

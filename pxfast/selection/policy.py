@@ -142,6 +142,8 @@ class Selection:
             Bool masks of the weights by name, in the order of the scores.
         """
         kept = keep_highest(self.units, self._shares(density))
+        if type(self.policy.pattern) is SingleWeights:  # then they are alive
+            return kept
         masks = self.policy.pattern.spread(kept, self.scores)
         return {
             name: _alive_part(masks.get(name), self.alive.get(name), score)
@@ -149,8 +151,14 @@ class Selection:
         }
 
     def _shares(self, density: float) -> list[Budget]:
-        policy = self.policy
-        return budgets(self.units, density, policy.scope, policy.pattern.noun)
+        if density not in self._budgets:  # each counts what is alive
+            policy = self.policy
+            self._budgets[density] = budgets(self.units, density, policy.scope, policy.pattern.noun)
+        return self._budgets[density]
+
+    @cached_property
+    def _budgets(self) -> dict[float, list[Budget]]:
+        return {}
 
 
 def _alive_part(mask: Tensor | None, alive: Tensor | None, score: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 from typing import Any
 
@@ -30,6 +29,10 @@ GEOMETRIES: list[tuple[Any, ...]] = [
     ((1, 2, 8, 8), 3, (2, 2), (3, 3), (0, 0), (1, 1), 1),
     ((0, 2, 4, 4), 3, (3, 3), (1, 1), (1, 1), (1, 1), 1),
     ((1, 0, 4, 4), 3, (3, 3), (1, 1), (1, 1), (1, 1), 1),
+    ((1, 70, 5, 5), 19, (1, 1), (1, 1), (0, 0), (1, 1), 1),
+    ((2, 35, 13, 12), 18, (3, 3), (1, 1), (1, 1), (1, 1), 1),
+    ((3, 32, 4, 4), 20, (1, 1), (2, 1), (0, 0), (1, 1), 2),
+    ((1, 1, 12, 12), 2, (9, 8), (1, 1), (4, 4), (1, 1), 1),
 ]
 
 
@@ -117,12 +120,7 @@ def test_a_masked_weight_counts_as_0_whatever_it_holds(backend: Backend):
     assert all(torch.equal(a, b) for a, b in zip(before, run(backend, case), strict=True))
 
 
-@pytest.mark.parametrize("large", [2**30, 1], ids=["formula", "columns"])
-def test_saliency_of_a_convolution_is_written_over_whatever_it_held(
-    backend: Backend, monkeypatch: pytest.MonkeyPatch, large: int
-):
-    module = importlib.import_module("pxfast.ops.squared_conv2d")
-    monkeypatch.setattr(module, "_LARGE_WEIGHT", large)
+def test_saliency_of_a_convolution_is_written_over_whatever_it_held(backend: Backend):
     for geometry in GEOMETRIES:
         case = Case(geometry, F32, masked=True)
         case.saliency.zero_()
@@ -131,6 +129,31 @@ def test_saliency_of_a_convolution_is_written_over_whatever_it_held(
         arguments = case.dy, case.x, case.weight, case.mask, written, *case.geometry, True, False
         backend("squared_conv2d_backward", *arguments)
         assert torch.equal(written, added)
+
+
+@pytest.mark.parametrize("density", [0.0, 0.03, 0.4])
+def test_few_weights_of_a_convolution(backend: Backend, density: float):
+    for geometry in GEOMETRIES[-4:]:
+        case = Case(geometry, F32, masked=True)
+        assert case.mask is not None
+        case.mask = (
+            torch.rand(case.mask.shape, generator=torch.Generator().manual_seed(1)) < density
+        )
+        case.check(*run(backend, case))
+
+
+def test_threads_change_no_bit_of_a_convolution():
+    need("cpu", _native.problem)
+    case, threads = Case(GEOMETRIES[-3], F32, masked=True), torch.get_num_threads()
+    results = []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            results.append(run(_Op(), case))
+    finally:
+        torch.set_num_threads(threads)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 def test_without_dx_of_a_convolution(backend: Backend):
@@ -160,38 +183,22 @@ class _Op(Backend):
         return getattr(torch.ops.pxfast, op)(*args)
 
 
-# ---- the way through the columns of the input
+# ---- the way through the columns of the input, and where which way pays
 
 
 @pytest.mark.parametrize("with_dx", [True, False])
 @pytest.mark.parametrize("contiguous", [True, False])
 @pytest.mark.parametrize("masked", [True, False])
-def test_columns_of_small_maps(
-    monkeypatch: pytest.MonkeyPatch, masked: bool, contiguous: bool, with_dx: bool
-):
-    """The same numbers whichever way the backward goes, on an input that suits both."""
-    module = importlib.import_module("pxfast.ops.squared_conv2d")
+def test_columns_of_small_maps(masked: bool, contiguous: bool, with_dx: bool):
     case = Case(((1, 16, 7, 7), 20, (3, 3), (1, 1), (1, 1), (1, 1), 1), F32, masked=masked)
+    saliency = case.saliency.clone()
     if not contiguous:
-        case.saliency = case.saliency.to(memory_format=torch.channels_last)
-    results = []
-    for large in (2**30, 1):
-        monkeypatch.setattr(module, "_LARGE_WEIGHT", large)
-        saliency = case.saliency.clone()
-        arguments = case.dy, case.x, case.weight, case.mask, saliency
-        stride, padding, dilation, groups = case.geometry
-        dx = ops.squared_conv2d_backward(*arguments, stride, padding, dilation, groups, with_dx)
-        results.append((dx, saliency))
-    exact = case.exact(False)
-    magnitudes = case.exact(True)
-    for dx, saliency in results:
-        if with_dx:
-            bound = sum_of_products(20 * 9, F32) * magnitudes[1]
-            assert ((dx.double() - exact[1]).abs() <= bound).all()
-        else:
-            assert dx.numel() == 0
-        bound = sum_of_products(49, F32) * magnitudes[2]
-        assert ((saliency.double() - exact[2]).abs() <= bound).all()
+        saliency = saliency.to(memory_format=torch.channels_last)
+    arguments = case.dy, case.x, case.weight, case.mask, saliency
+    dx = ops.squared_conv2d_backward_by_columns(*arguments, *case.geometry[:3], with_dx)
+    y, exact, _ = case.exact(False)
+    assert with_dx or dx.numel() == 0
+    case.check(y.float(), dx if with_dx else exact.float(), saliency)
 
 
 def test_where_columns_pay():
@@ -200,31 +207,52 @@ def test_where_columns_pay():
 
     def pays(samples: int, weight: Tensor, groups: int = 1) -> bool:
         x = torch.empty(samples, 512, 7, 7)
-        return ops.squared_conv2d_pays(x, x, weight, groups)
+        return ops.squared_conv2d_columns_pay(x, x, weight, groups)
 
     assert pays(1, weight)
     assert not any((pays(2, weight), pays(0, weight), pays(1, weight[:64]), pays(1, weight, 2)))
 
 
+def test_where_kept_weights_alone_pay():
+    need("cpu", _native.problem)
+    x = torch.empty(1)
+    assert ops.squared_conv2d_pays(x, 256, 0.4)
+    assert not any(ops.squared_conv2d_pays(x, *other) for other in ((0, 0.1), (257, 0.1), (9, 0.5)))
+    assert not ops.squared_conv2d_pays(x.to("meta"), 9, 0.1)
+
+
+@pytest.mark.parametrize("way", ["kernel", "columns"])
 @pytest.mark.parametrize("masked", [False, True])
-def test_scores_are_the_same_either_way(monkeypatch: pytest.MonkeyPatch, masked: bool):
-    module, calls = importlib.import_module("pxfast.ops.squared_conv2d"), []
+def test_scores_are_the_same_either_way(monkeypatch: pytest.MonkeyPatch, masked: bool, way: str):
+    need("cpu", _native.problem)
+    calls: list[str] = []
     torch.manual_seed(0)
     model = torch.nn.Sequential(
         torch.nn.Conv2d(2, 6, 3, stride=2, padding=1),
         torch.nn.ReLU(),
-        torch.nn.Conv2d(6, 5, 3),
+        torch.nn.Conv2d(6, 6, 3, groups=2 if way == "kernel" else 1),
         torch.nn.Flatten(),
-        torch.nn.Linear(20, 3),
+        torch.nn.Linear(24, 3),
     )
-    masks = {"2.weight": torch.rand(5, 6, 3, 3) < 0.5} if masked else None
+    masks = {"2.weight": torch.rand_like(model[2].weight) < 0.5} if masked else None
     images = torch.randn(4, 2, 8, 8)
+
+    def counted(name: str) -> None:
+        function = getattr(ops, name)
+        monkeypatch.setattr(ops, name, lambda *a: calls.append(name) or function(*a))
+
+    monkeypatch.setattr(ops, "squared_conv2d_pays", lambda *_: False)
     expected = pxfast.score(model, images, masks=masks)
-    monkeypatch.setattr(module, "_LARGE_WEIGHT", 1)
-    unfold = F.unfold
-    monkeypatch.setattr(F, "unfold", lambda *a: calls.append(a) or unfold(*a))
+    monkeypatch.setattr(ops, "squared_conv2d_pays", lambda *_: way == "kernel")
+    monkeypatch.setattr(ops, "squared_conv2d_columns_pay", lambda *_: way == "columns")
+    names = {
+        "kernel": ["squared_conv2d", "squared_conv2d_backward"],
+        "columns": ["squared_conv2d_backward_by_columns"],
+    }[way]
+    for name in names:
+        counted(name)
     scores = pxfast.score(model, images, masks=masks)
-    assert len(calls) == 2
+    assert sorted(calls) == sorted(2 * names)
     for name in expected:
         close(scores[name], expected[name], SMALL_NET[F32], name)
 

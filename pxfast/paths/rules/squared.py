@@ -105,6 +105,7 @@ class SquaredConvolution(torch.autograd.Function):
                     dx = ops.squared_conv2d_backward_by_columns(*given, with_dx, not new)
             return dx if with_dx else None, None, None, None, None
         squared = weight.squared(x.dtype)
+        weight.leave_spare()
         dx, dw, _ = torch.ops.aten.convolution_backward(
             dy, x, squared, None, *geometry.arguments, geometry.groups, [with_dx, wanted, False]
         )
