@@ -38,4 +38,5 @@ def _held_once(tensor: Tensor) -> bool:
     """Whether the caller's variable is all that holds a tensor: no other name, and no view."""
     names = sys.getrefcount(tensor) - 2  # but this function's, and that of the count
     storage = torch._C._storage_Use_Count(tensor.untyped_storage()._cdata) - 1  # of this line
-    return names <= 1 and tensor._use_count() == 1 and storage <= 1
+    others = tensor._use_count() - 1  # type: ignore[attr-defined]
+    return names <= 1 and others == 0 and storage <= 1

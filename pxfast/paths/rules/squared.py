@@ -96,13 +96,18 @@ class SquaredConvolution(torch.autograd.Function):
         with_dx = ctx.needs_input_grad[0] and not weight.ends_side_branch()
         weight, wanted = weight.loaded(), weight.wants_scores()
         if wanted and (ctx.sparse or geometry.squared_columns_pay(dy, x, weight)):
-            settings, theta = geometry.arguments[:3], _theta(weight, x)
+            stride, padding, dilation, _, _ = geometry.arguments
+            mask, theta = weight.mask, _theta(weight, x)
             with weight.scores(x.device) as (saliency, new):
-                given = dy, x, theta, weight.mask, saliency, *settings
                 if ctx.sparse:
-                    dx = ops.squared_conv2d_backward(*given, geometry.groups, with_dx, not new)
+                    dx = ops.squared_conv2d_backward(
+                        dy, x, theta, mask, saliency, stride, padding, dilation,
+                        geometry.groups, with_dx, not new,
+                    )  # fmt: skip
                 else:
-                    dx = ops.squared_conv2d_backward_by_columns(*given, with_dx, not new)
+                    dx = ops.squared_conv2d_backward_by_columns(
+                        dy, x, theta, mask, saliency, stride, padding, dilation, with_dx, not new
+                    )
             return dx if with_dx else None, None, None, None, None
         squared = weight.squared(x.dtype)
         weight.leave_spare()
