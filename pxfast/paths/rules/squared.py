@@ -82,8 +82,9 @@ class SquaredConvolution(torch.autograd.Function):
         if known is not None:
             return known.view_as(known)
         if ctx.sparse:
-            settings = (*geometry.arguments[:3], geometry.groups)
-            return ops.squared_conv2d(x, _theta(weight, x), weight.mask, *settings)
+            stride, padding, dilation, _, _ = geometry.arguments
+            theta, groups = _theta(weight, x), geometry.groups
+            return ops.squared_conv2d(x, theta, weight.mask, stride, padding, dilation, groups)
         return counted(weight, geometry(x, weight.squared(x.dtype)))
 
     @staticmethod
