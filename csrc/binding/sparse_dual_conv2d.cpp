@@ -1,13 +1,9 @@
 // sparse_dual_conv2d as a torch operator.
 #include "sparse_dual_conv2d.h"
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
 #include <tuple>
 
-#include "binding/tensors.h"
+#include "binding/memory.h"
 
 namespace px::binding {
 
@@ -110,19 +106,6 @@ void broadcast_strides(const Tensor& t, const Shape& shape, int64_t (&strides)[4
   if (t.size(2) * t.size(3) == 1) strides[2] = strides[3] = 0;
 }
 
-// Puts a tensor of many pages in large ones where the system has them: a first write to each small page would
-// cost more than the arithmetic at low densities.
-Tensor large_pages(Tensor t) {
-#ifdef __linux__
-  constexpr uintptr_t page = 1 << 21;
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(t.mutable_data_ptr());
-  const uintptr_t first = (begin + page - 1) / page * page;
-  const uintptr_t last = (begin + t.numel() * t.element_size()) / page * page;
-  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#endif
-  return t;
-}
-
 std::tuple<Tensor, Tensor> sparse_dual_conv2d_cpu(Tensor value, Tensor path, Tensor weight, Tensor mask,
                                                   std::optional<Tensor> bias, Shape stride, Shape padding,
                                                   Shape dilation, bool squared, std::optional<Tensor> scale,
@@ -146,8 +129,8 @@ std::tuple<Tensor, Tensor> sparse_dual_conv2d_cpu(Tensor value, Tensor path, Ten
   const Shape out{call.N, call.O, call.out[0], call.out[1]};
   check_residual(residual, residual_path, weight, out);
   const Input residual_in(residual), residual_path_in(residual_path);
-  Tensor y = large_pages(torch::stable::new_empty(value, out));
-  Tensor path_out = large_pages(torch::stable::new_empty(value, out));
+  Tensor y = new_memory(value, out, value.scalar_type());
+  Tensor path_out = new_memory(value, out, value.scalar_type());
   call.value = value_in.data(), call.weight = weight_in.data(), call.mask = mask_in.bytes();
   call.path = path_in.const_data_ptr(), call.bias = bias_in.data();
   call.y = y.mutable_data_ptr(), call.path_out = path_out.mutable_data_ptr();
@@ -165,8 +148,7 @@ std::tuple<Tensor, Tensor> sparse_dual_conv2d_cpu(Tensor value, Tensor path, Ten
   torch::stable::parallel_for(0, call.O, bytes_worth_a_thread / (K + 1) + 1,
                               [&](int64_t begin, int64_t end) { kernels.count(call, begin, end); });
   const px::cpu::Plan plan = kernels.plan(call);
-  const std::optional<Tensor> scratch = allocate_scratch(value, plan.scratch_bytes);
-  if (scratch) large_pages(*scratch);
+  const std::optional<Tensor> scratch = new_scratch(value, plan.scratch_bytes);
   call.scratch = data(scratch);
   run(plan, [&](int step, int64_t begin, int64_t end) { kernels.run(call, step, begin, end); });
   return {y, path_out};

@@ -2,19 +2,17 @@
 // instruction set; PX_ISA names the namespace.
 //
 // Plan: the mask is read twice, once to count and once to list what it keeps: a position and a weight, 8
-// bytes (16 for float64). Workers take ranges of output positions. Of each range a worker packs the input of
-// all channels that are read (sparse_dual_conv2d_layout.h), value and path, into memory that stays in the
-// second-level cache. For every tile of positions it then goes through the outputs, and for each of them
-// through its weights: one position is read, and a tile of value and a tile of path are loaded and added up
-// in registers (sparse_dual_conv2d_tile.h). The loads bound it: two vectors for one multiply-add and one
-// addition.
+// bytes (16 for float64). Workers take units of the output, some rows of as many samples as a vector has
+// lanes (sparse_dual_conv2d_layout.h), and pack the input of all channels that are read for it, value and
+// path. For every tile of columns a worker then goes through the outputs, and for each of them through its
+// weights: one position is read, and a tile of value and a tile of path are loaded and added up in registers
+// (sparse_dual_conv2d_tile.h). The loads bound it: two vectors for one multiply-add and one addition.
 //
 // Where the mask keeps many weights and registers suffice, outputs go in groups that share what is loaded
-// (sparse_dual_conv2d_group.h), through one block of channels after another.
+// (sparse_dual_conv2d_group.h).
 //
-// A 1 × 1 kernel reads every line once for an output. Where outputs are single and there are many channels
-// and many weights, tiles are narrow, and all outputs go through a block of channels, which stays in the
-// first-level cache, before the next block.
+// All outputs go through a block of channels, whose tile stays in the first-level cache, before the next
+// block; until then their sums wait in the second-level cache.
 #include "sparse_dual_conv2d.h"
 
 #include <stdexcept>
@@ -28,85 +26,103 @@ namespace px::cpu::PX_ISA {
 namespace {
 
 constexpr int64_t cache_line = 64;
-constexpr int64_t window_bytes = 1 << 18;    // of packed input to work on: measured, see bench
-constexpr int64_t block_bytes = 1 << 14;     // of a tile's input to stay in the first-level cache
-constexpr int64_t worth_a_block = 6;         // terms of an output
-constexpr int64_t terms_worth_a_block = 96;  // of a group of outputs
-constexpr int64_t terms_ahead = 3;           // outputs whose next terms are on their way from memory
-constexpr int64_t terms_fetched = 24;        // of each
-constexpr int64_t worth_a_thread = 1 << 15;  // bytes of the mask
-constexpr int64_t o_block = 16;              // the fewest outputs that are worth packing the input for
-constexpr double worth_a_group = 0.15;       // of the weights kept: measured, see bench
+constexpr int64_t packed_bytes = 1 << 22;     // of packed input to work on
+constexpr int64_t flat_bytes = 1 << 19;       // where nothing is packed twice
+constexpr int64_t row_columns = 20;           // of a unit
+constexpr int64_t block_bytes = 24 << 10;     // of a tile's input to stay in the first-level cache
+constexpr int64_t far_bytes = 1 << 19;        // and in the second
+constexpr int64_t sums_bytes = 3 << 17;       // of sums that are open
+constexpr int64_t worth_a_block = 8;          // terms of an output
+constexpr int64_t terms_worth_a_block = 64;   // of a group of outputs
+constexpr int64_t terms_ahead = 3;            // outputs whose next terms are on their way from memory
+constexpr int64_t terms_fetched = 24;         // of each
+constexpr int64_t worth_a_thread = 1 << 15;   // bytes of the mask
+constexpr int64_t tasks_of_a_thread = 8;      // at least: so that threads end together
+constexpr int64_t o_block = 16;               // the fewest outputs that are worth packing the input for
+constexpr double worth_a_group = 0.08;        // of the weights kept: measured, see bench
+constexpr double to_pack = 13, to_add = 0.6;  // cycles: a vector of value and path; a term of it
 
 int64_t terms_of(const SparseDualConv2d& call) { return call.C * call.kernel[0] * call.kernel[1]; }
 
-// How the work is cut, and what is where in the scratch: the list of non-zeros, then what each worker packs.
+// How the work is cut, and what is where in the scratch: the list of non-zeros, then what each worker has.
 template <class element>
 struct Cut {
-  static constexpr int64_t step = cache_line / sizeof(element);
-  Geometry g;
-  int64_t group = 1;                  // outputs at a time
-  int64_t tile = tile_size<element>;  // positions
-  int64_t channel_block;              // channels that a tile goes through at a time
+  static constexpr int64_t L = lanes<element>, pair = 2 * L * sizeof(element);
+  Geometry<element> g;
+  int64_t group = 1;            // outputs at a time
+  int64_t tile = tile_vectors;  // columns
+  int64_t channels = 0;         // that are read
+  int64_t channel_block;        // channels that all outputs go through at a time
   int64_t channel_blocks;
-  int64_t channels = 0;  // that are read
-  int64_t range;         // positions that a worker packs for at a time
-  int64_t line;          // elements of a packed line
-  int64_t ranges, blocks, groups, workers;
-  int64_t runs;  // of a line, at most
-  int64_t sums;  // tiles of them that are open at a time
-  bool residual;
-  int64_t list_bytes, count_bytes, worker_bytes;
+  int64_t chunk;         // columns whose sums are open at a time
+  int64_t output_block;  // outputs whose sums are open at a time
+  int64_t blocks, groups, workers;
+  int64_t list_bytes, count_bytes, left_bytes, open_bytes, worker_bytes;
 
   explicit Cut(const SparseDualConv2d& call) : g(call) {
     for (int64_t c = 0; c < call.C; ++c) channels += call.used[c];
-    const bool dense = double(call.starts[call.O]) >= worth_a_group * double(call.O * terms_of(call));
-    if (group_size > 1 && dense) group = group_size, tile = group_tile<element>;
-    // Blocks of channels: where no line is read twice for an output anyway.
-    const int64_t narrow = min(2 * step, tile), fit = block_bytes / (2 * narrow * int64_t(sizeof(element)));
-    const bool blocked = group == 1 && g.reach == 0 && channels > 2 * fit &&
-                         call.starts[call.O] * fit >= worth_a_block * call.O * channels;
-    if (blocked) tile = narrow;
-    channel_block = blocked ? fit : max(channels, 1);
-    if (group > 1) {  // of all channels, read or not
-      const int64_t bytes = 2 * (tile + g.reach) * g.phases() * int64_t(sizeof(element));
-      channel_block = g.reach == 0 ? call.C : clamp(block_bytes / bytes, 1, call.C);
-      if (channel_block * call.kernel[0] * call.kernel[1] < terms_worth_a_block) channel_block = call.C;
-    }
-    channel_blocks = ceil_div(call.C, channel_block);
-    const int64_t lines = 2 * g.phases() * max(channels, 1);
-    const int64_t fits = window_bytes / int64_t(sizeof(element)) / lines - g.reach;
-    const int64_t share = ceil_div(g.positions, 2 * call.threads);  // two for each thread
-    range = max(max(fits, 0), g.reach) / tile * tile;
-    range = max(tile, min(range, round_up(share, tile)));
-    line = (ceil_div(range + g.reach, step) | 1) * step;  // odd: else channels would evict each other
-    ranges = ceil_div(g.positions, range);
-    blocks = ranges == 0 || call.threads == 1  // outputs, where there are few positions
+    const int64_t kept = call.starts[call.O];
+    const bool dense = double(kept) >= worth_a_group * double(call.O * terms_of(call));
+    if (group_size > 1 && dense) group = group_size, tile = group_vectors;
+    chunk = g.row_size <= L ? max(g.row_size, 1) : tile * max(L / tile, 1);
+    cut_channels(call, kept);
+    cut_units(call, kept);
+    chunk = min(chunk, max(g.columns, 1));
+    output_block = clamp(sums_bytes / (chunk * pair) / group * group, o_block, round_up(call.O, group));
+    blocks = g.units() == 0 || call.threads == 1  // of outputs, where there are few units
                  ? 1
-                 : clamp(ceil_div(2 * call.threads, ranges), 1, ceil_div(call.O, o_block));
-    workers = min(call.threads, ranges * blocks);
-    runs = line / g.x.pitch + 2;
+                 : clamp(ceil_div(tasks_of_a_thread * call.threads, g.units()), 1, ceil_div(call.O, o_block));
+    workers = min(call.threads, g.units() * blocks);
     groups = ceil_div(call.O, group);
-    list_bytes = round_up(group > 1 ? groups * terms_of(call) * sizeof(GroupTerm<element>)
-                                    : call.starts[call.O] * sizeof(Term<element>),
-                          cache_line);
+    list_bytes = round_up(
+        group > 1 ? groups * terms_of(call) * sizeof(GroupTerm<element>) : kept * sizeof(Term<element>),
+        cache_line);
     count_bytes = group > 1 ? round_up(groups * channel_blocks * patterns * sizeof(uint32_t), cache_line) : 0;
-    const bool wait = group > 1 ? channel_blocks > 1 : channel_block < channels;
-    sums = wait ? round_up(call.O, group) : group;
-    residual = call.residual != nullptr;
-    worker_bytes = runs_bytes() + sums_bytes() + residual_bytes() + packed_size() * sizeof(element);
+    left_bytes = round_up(output_block * sizeof(void*), cache_line);
+    open_bytes = output_block * chunk * pair;
+    worker_bytes = left_bytes + open_bytes + channels * g.channel() * sizeof(element);
   }
-  int64_t to_path() const { return g.phases() * line; }  // from a channel's value to its path
-  int64_t runs_bytes() const { return round_up(runs * sizeof(Run), cache_line); }
-  int64_t sums_bytes() const {
-    return round_up(sums * (2 * tile * sizeof(element) + sizeof(void*)), cache_line);
+
+  // Blocks of channels: of those that are read, or in groups of all. As many as leave a tile's input in the
+  // first-level cache, or else in the second, if that is too few terms.
+  void cut_channels(const SparseDualConv2d& call, int64_t kept) {
+    const int64_t kernel = call.kernel[0] * call.kernel[1], all = max(group > 1 ? call.C : channels, 1);
+    const int64_t bytes = g.y.kernel * g.x.phases * (min(tile, chunk) + g.x.reach()) * pair;
+    const int64_t near = max(block_bytes / bytes, 1), far = max(far_bytes / bytes, near);
+    const int64_t terms = group > 1 ? terms_worth_a_block : worth_a_block;
+    const double per_channel = group > 1 ? kernel : double(kept) / double(call.O * all);
+    const double least = per_channel > 0 ? double(terms) / per_channel : 1;
+    channel_block = clamp(max(near, int64_t(double(far) < least ? double(far) : least)), 1, all);
+    if (3 * channel_block > 2 * all) channel_block = all;
+    channel_blocks = ceil_div(all, channel_block);
   }
-  int64_t residual_bytes() const { return residual ? group * 2 * tile * sizeof(element) : 0; }
-  int64_t packed_size() const { return 2 * channels * to_path(); }
+
+  // Units: so many rows that packing the rows around them costs little, and that threads end together.
+  void cut_units(const SparseDualConv2d& call, int64_t kept) {
+    const int64_t some = max(channels, 1),
+                  most = g.flat ? max(flat_bytes / (some * pair), chunk) : row_columns;
+    int64_t columns = g.row_size;
+    if (columns > most) columns = ceil_div(columns, ceil_div(columns, most));
+    if (columns > chunk) columns = round_up(columns, chunk);
+    g.cut(call, 1, max(columns, 1));
+    if (g.flat) return;
+    const double to_sum = to_add * double(kept) / double(some) + to_pack * double(call.O) / double(some);
+    double least = 0;
+    int64_t rows = 1;
+    for (int64_t r = 1; r <= g.y.out; ++r) {
+      g.cut(call, r, max(columns, 1));
+      if (r > 1 && some * g.channel() * int64_t(sizeof(element)) > packed_bytes) break;
+      const double cost =
+          double(g.units()) * (double(r) * to_sum + double(r + g.y.reach()) * to_pack * double(g.phases()));
+      if (r == 1 || cost < least) least = cost, rows = r;
+    }
+    g.cut(call, rows, max(columns, 1));
+  }
 };
 
 template <class element>
 struct Kernels {
+  static constexpr int64_t L = lanes<element>;
   using Terms = Term<element>;
 
   static void count(const SparseDualConv2d& call, int64_t begin, int64_t end) {
@@ -128,7 +144,7 @@ struct Kernels {
   static Plan plan(const SparseDualConv2d& call) {
     for (int64_t o = 0; o < call.O; ++o) call.starts[o + 1] += call.starts[o];
     const Cut<element> cut(call);
-    if (cut.packed_size() > INT32_MAX) {
+    if (cut.channels * cut.g.channel() > INT32_MAX) {
       throw std::invalid_argument("sparse_dual_conv2d: value's rows are too long for so many channels");
     }
     list_offsets(call, cut);
@@ -139,17 +155,13 @@ struct Kernels {
   }
 
   static void list_offsets(const SparseDualConv2d& call, const Cut<element>& cut) {
-    const Geometry& g = cut.g;
     int32_t* offset = call.offset;
     int64_t channel = 0;
     for (int64_t c = 0; c < call.C; ++c) {
-      for (int64_t i = 0; i < g.y.kernel; ++i) {
-        for (int64_t j = 0; j < g.x.kernel; ++j) {
-          const int64_t phase = i % g.y.phases * g.x.phases + j % g.x.phases;
-          *offset++ = int32_t(channel + phase * cut.line + g.y.shift(i) * g.x.pitch + g.x.shift(j));
-        }
+      for (int64_t i = 0; i < call.kernel[0]; ++i) {
+        for (int64_t j = 0; j < call.kernel[1]; ++j) *offset++ = int32_t(channel + cut.g.offset(i, j));
       }
-      if (call.used[c]) channel += 2 * cut.to_path();
+      if (call.used[c]) channel += cut.g.channel();
     }
   }
 
@@ -219,151 +231,85 @@ struct Kernels {
     }
   }
 
-  // A worker's share of the ranges of positions, times blocks of outputs.
+  // A worker's share of the units, times blocks of outputs.
   static void convolve(const SparseDualConv2d& call, const Cut<element>& cut, int64_t worker) {
     char* const scratch =
         static_cast<char*>(call.scratch) + cut.list_bytes + cut.count_bytes + worker * cut.worker_bytes;
-    Run* const runs = reinterpret_cast<Run*>(scratch);
-    element* const sums = reinterpret_cast<element*>(scratch + cut.runs_bytes());
-    element* const residual = reinterpret_cast<element*>(scratch + cut.runs_bytes() + cut.sums_bytes());
-    element* const packed = residual + cut.residual_bytes() / sizeof(element);
-    const int64_t units = cut.ranges * cut.blocks;
-    int64_t packed_range = -1;
-    for (int64_t unit = worker * units / cut.workers; unit < (worker + 1) * units / cut.workers; ++unit) {
-      const int64_t range = unit / cut.blocks;
-      const Range positions = part(range, cut.range, cut.g.positions);
-      if (range != packed_range) pack_range(call, cut, positions.begin, runs, packed);
-      packed_range = range;
-      const int64_t block = round_up(ceil_div(call.O, cut.blocks), cut.group);
-      const Range outputs = part(unit % cut.blocks, block, call.O);
-      for (int64_t p = positions.begin; p < positions.end; p += cut.tile) {
-        const Range tile{p, min(p + cut.tile, positions.end)};
-        const element* const first = packed + p - positions.begin;
-        cut.group > 1 ? convolve_groups(call, cut, tile, outputs, first, sums, residual)
-                      : convolve_tile(call, cut, tile, outputs, first, sums, residual);
+    const Terms** const left = reinterpret_cast<const Terms**>(scratch);
+    element* const sums = reinterpret_cast<element*>(scratch + cut.left_bytes);
+    element* const packed = reinterpret_cast<element*>(scratch + cut.left_bytes + cut.open_bytes);
+    const int64_t all = cut.g.units() * cut.blocks;
+    int64_t packed_unit = -1;
+    for (int64_t i = worker * all / cut.workers; i < (worker + 1) * all / cut.workers; ++i) {
+      const Unit<element> unit = cut.g.unit(i / cut.blocks);
+      if (i / cut.blocks != packed_unit) Packer<element>{call, cut.g, unit}.pack(packed);
+      packed_unit = i / cut.blocks;
+      const Range outputs = part(i % cut.blocks, round_up(ceil_div(call.O, cut.blocks), cut.group), call.O);
+      for (int64_t r = 0; r < cut.g.rows; ++r) {
+        for (int64_t x = unit.columns.begin; x < unit.columns.end; x += cut.chunk) {
+          const Range columns{x, min(x + cut.chunk, unit.columns.end)};
+          const element* const from = packed + r * cut.g.line() + (x - unit.columns.begin) * 2 * L;
+          for (int64_t o = outputs.begin; o < outputs.end; o += cut.output_block) {
+            const Range some{o, min(o + cut.output_block, outputs.end)};
+            cut.group > 1 ? sum_groups(call, cut, columns.size(), some, from, sums)
+                          : sum_each(call, cut, columns.size(), some, from, sums, left);
+            for (int64_t k = o; k < some.end; ++k) {
+              if (k + 2 < some.end) fetch_output(call, cut.g, unit, r, columns.begin, k + 2);
+              write_sums(call, cut.g, unit, r, columns, k, sums + (k - o) * cut.chunk * 2 * L);
+            }
+          }
+        }
       }
     }
   }
 
-  static void pack_range(const SparseDualConv2d& call, const Cut<element>& cut, int64_t begin, Run* runs,
-                         element* packed) {
-    const Geometry& g = cut.g;
-    const int64_t area = g.y.size * g.x.size;
-    for (int64_t phase = 0; phase < g.phases(); ++phase) {
-      const int64_t count = input_runs(call, g, phase, {begin, begin + cut.line}, runs);
-      element* to = packed + phase * cut.line;
-      for (int64_t c = 0; c < call.C; ++c) {
-        if (!call.used[c]) continue;
-        const auto* const value = static_cast<const element*>(call.value) + c * area;
-        const auto* const path = static_cast<const element*>(call.path) + c * call.path_strides[1];
-        pack(to, cut.line, runs, count, &Run::value, value, g.x.stride, area);
-        pack(to + cut.to_path(), cut.line, runs, count, &Run::path, path, g.x.stride * call.path_strides[3],
-             call.path_strides[1]);
-        to += 2 * cut.to_path();
-      }
-    }
-  }
-
-  // Asks for the lines that these runs of an output, `first` on, will be written to, and for its residual.
-  static void fetch(const SparseDualConv2d& call, int64_t first, const Run* runs, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t at = first + runs[i].value, n = runs[i].size;
-      prefetch<1>(static_cast<element*>(call.y) + at, n);
-      prefetch<1>(static_cast<element*>(call.path_out) + at, n);
-      if (call.residual == nullptr) continue;
-      prefetch<0>(static_cast<const element*>(call.residual) + at, n);
-      prefetch<0>(static_cast<const element*>(call.residual_path) + at, n);
-    }
-  }
-
-  // All outputs in `outputs` at the positions in `tile`, the first of which reads from `packed` on, a group
-  // at a time. Where channels come in blocks, `sums` holds the outputs' sums.
-  static void convolve_groups(const SparseDualConv2d& call, const Cut<element>& cut, Range tile,
-                              Range outputs, const element* packed, element* sums, element* residual) {
-    Run runs[group_tile<element>];
-    const int64_t count = output_runs(call, cut.g, tile, runs), area = cut.g.y.out * cut.g.x.out;
-    if (count == 0) return;
-    const int64_t vectors = ceil_div(tile.size(), lanes<element>), blocks = cut.channel_blocks;
-    const bool direct = blocks == 1 && runs[0].size == vectors * lanes<element>;
+  // The sums of some outputs at some columns, the first of which reads from `packed` on: groups of outputs.
+  static void sum_groups(const SparseDualConv2d& call, const Cut<element>& cut, int64_t columns,
+                         Range outputs, const element* packed, element* sums) {
     const auto kernel = call.squared ? sum_group<true, element> : sum_group<false, element>;
-    for (int64_t block = 0; block < blocks; ++block) {
-      for (int64_t o = outputs.begin; o < outputs.end; o += cut.group) {
-        const int64_t group = o / cut.group, some = min(cut.group, outputs.end - o);
-        element* const own = sums + (blocks > 1 ? o : 0) * 2 * cut.tile;
-        element* const y = static_cast<element*>(call.y) + o * area;
-        element* const path_out = static_cast<element*>(call.path_out) + o * area;
-        GroupSums<element> s{group_terms(call, cut, group, block),
-                             group_count(call, cut, group, block),
-                             block > 0,
-                             {},
-                             {},
-                             {},
-                             {}};
-        const bool last = block + 1 == blocks;
-        for (int64_t g = 0; g < cut.group; ++g) {
-          const bool there = direct && g < some;
-          s.bias[g] = call.bias && g < some ? static_cast<const element*>(call.bias)[o + g] : 0;
-          s.y[g] = there ? y + g * area + runs[0].value : own + 2 * g * cut.tile;
-          s.path_out[g] = there ? path_out + g * area + runs[0].value : own + (2 * g + 1) * cut.tile;
-          if (last && g < some) {
-            element* const to = residual + 2 * g * cut.tile;
-            s.finish[g] = End<element>::of(call, (o + g) * area, runs, count, direct, to, cut.tile);
+    const int64_t tiles = ceil_div(columns, cut.tile);
+    for (int64_t block = 0; block < cut.channel_blocks; ++block) {
+      for (int64_t tile = 0; tile < tiles; ++tile) {
+        const int64_t first = tile * columns / tiles, some = (tile + 1) * columns / tiles - first;
+        for (int64_t o = outputs.begin; o < outputs.end; o += cut.group) {
+          GroupSums<element> s{group_terms(call, cut, o / cut.group, block),
+                               group_count(call, cut, o / cut.group, block),
+                               block > 0,
+                               {},
+                               {}};
+          for (int64_t g = 0; g < cut.group; ++g) {
+            s.bias[g] = call.bias && o + g < outputs.end ? static_cast<const element*>(call.bias)[o + g] : 0;
+            s.sums[g] = sums + ((o + g - outputs.begin) * cut.chunk + first) * 2 * L;
           }
-        }
-        for (int64_t g = cut.group; last && o + g < outputs.end && g < 2 * cut.group; ++g) {
-          fetch(call, (o + g) * area, runs, count);
-        }
-        kernel(vectors, packed, packed + cut.to_path(), s);
-        for (int64_t g = 0; g < some && last && !direct; ++g) {
-          for (int64_t i = 0; i < count; ++i) {
-            copy(y + g * area + runs[i].value, s.y[g] + runs[i].packed, runs[i].size);
-            copy(path_out + g * area + runs[i].value, s.path_out[g] + runs[i].packed, runs[i].size);
-          }
+          kernel(some, packed + first * 2 * L, s);
         }
       }
     }
   }
 
-  // All outputs in `outputs` at the positions in `tile`, the first of which reads from `packed` on. Where
-  // channels come in blocks, `sums` holds the outputs' sums, and behind them what terms are left.
-  static void convolve_tile(const SparseDualConv2d& call, const Cut<element>& cut, Range tile, Range outputs,
-                            const element* packed, element* sums, element* residual) {
-    Run runs[tile_size<element>];
-    const int64_t count = output_runs(call, cut.g, tile, runs), area = cut.g.y.out * cut.g.x.out;
-    if (count == 0) return;
-    const int64_t vectors = ceil_div(tile.size(), lanes<element>);
-    const bool whole = runs[0].size == vectors * lanes<element>;
+  // The same, each output for itself; `left` is for what terms are left.
+  static void sum_each(const SparseDualConv2d& call, const Cut<element>& cut, int64_t columns, Range outputs,
+                       const element* packed, element* sums, const Terms** left) {
     const auto kernel = call.squared ? sum_terms<true, element> : sum_terms<false, element>;
     const Terms* const list = static_cast<const Terms*>(call.scratch);
-    const Terms** const left = reinterpret_cast<const Terms**>(sums + cut.sums * 2 * cut.tile);
-    for (int64_t c = 0; c == 0 || c < cut.channels; c += cut.channel_block) {
-      const bool last = c + cut.channel_block >= cut.channels;
-      for (int64_t o = outputs.begin; o < outputs.end; ++o) {
-        const int64_t slot = cut.sums > 1 ? o : 0;
-        element* const own = sums + slot * 2 * cut.tile;
-        if (c > 0 && o + terms_ahead < outputs.end) prefetch<0>(left[slot + terms_ahead], terms_fetched);
-        Sums<element> s{c > 0 ? left[slot] : list + call.starts[o],
-                        list + call.starts[o + 1],
-                        last ? INT32_MAX : int32_t((c + cut.channel_block) * 2 * cut.to_path()),
-                        c > 0,
-                        call.bias == nullptr ? 0 : static_cast<const element*>(call.bias)[o],
-                        own,
-                        own + cut.tile,
-                        {}};
-        if (!last) {
-          left[slot] = kernel(vectors, packed, packed + cut.to_path(), s);
-          continue;
-        }
-        element* const y = static_cast<element*>(call.y) + o * area;
-        element* const path_out = static_cast<element*>(call.path_out) + o * area;
-        const bool direct = whole && c == 0;
-        if (o + 1 < outputs.end) fetch(call, (o + 1) * area, runs, count);
-        if (direct) s.y = y + runs[0].value, s.path_out = path_out + runs[0].value;
-        s.finish = End<element>::of(call, o * area, runs, count, direct, residual, cut.tile);
-        kernel(vectors, packed, packed + cut.to_path(), s);
-        for (int64_t i = 0; !direct && i < count; ++i) {
-          copy(y + runs[i].value, own + runs[i].packed, runs[i].size);
-          copy(path_out + runs[i].value, own + cut.tile + runs[i].packed, runs[i].size);
+    const int64_t tiles = ceil_div(columns, cut.tile);
+    for (int64_t block = 0; block < cut.channel_blocks; ++block) {
+      const bool last = block + 1 == cut.channel_blocks;
+      const int64_t limit = last ? INT32_MAX : (block + 1) * cut.channel_block * cut.g.channel();
+      for (int64_t tile = 0; tile < tiles; ++tile) {
+        const int64_t first = tile * columns / tiles, some = (tile + 1) * columns / tiles - first;
+        for (int64_t o = outputs.begin; o < outputs.end; ++o) {
+          const int64_t slot = o - outputs.begin;
+          if (block > 0 && o + terms_ahead < outputs.end)
+            prefetch<0>(left[slot + terms_ahead], terms_fetched);
+          const Sums<element> s{block > 0 ? left[slot] : list + call.starts[o],
+                                list + call.starts[o + 1],
+                                int32_t(limit),
+                                block > 0,
+                                call.bias == nullptr ? 0 : static_cast<const element*>(call.bias)[o],
+                                sums + (slot * cut.chunk + first) * 2 * L};
+          const Terms* const next = kernel(some, packed + first * 2 * L, s);
+          if (tile + 1 == tiles) left[slot] = next;
         }
       }
     }

@@ -15,17 +15,14 @@ namespace px::cpu::PX_ISA {
 namespace {
 
 constexpr int group_size = vector_registers == 32 ? 4 : 1;  // outputs; with 16 registers sums would not fit
-constexpr int group_vectors = 3;                            // of positions, for value and for path each
+constexpr int group_vectors = 3;                            // columns
 constexpr int patterns = 1 << group_size;
 static_assert(group_size == 1 || (2 * group_vectors + 1) * group_size + 2 <= vector_registers,
               "sums, weights and an input of each must stay in registers");
 
 template <class element>
-constexpr int64_t group_tile = group_vectors * lanes<element>;  // positions
-
-template <class element>
 struct GroupTerm {
-  int32_t offset;  // of what it reads, from the output's position in the packed input
+  int32_t offset;  // of what it reads, from the outputs' column in the packed input
   element weight[group_size];
 };
 
@@ -84,16 +81,14 @@ struct GroupList {
   }
 };
 
-// What a group of outputs sums up at a tile of positions, and where.
+// What a group of outputs sums up at a tile of columns, and where.
 template <class element>
 struct GroupSums {
   const GroupTerm<element>* term;
-  const uint32_t* count;            // [patterns]
-  bool begun;                       // y and path_out hold sums already
-  element bias[group_size];         // to begin with
-  element* y[group_size];           // each [vectors · lanes]
-  element* path_out[group_size];    // each [vectors · lanes]
-  End<element> finish[group_size];  // of the last sums
+  const uint32_t* count;      // [patterns]
+  bool begun;                 // there are sums already
+  element bias[group_size];   // to begin with
+  element* sums[group_size];  // each [columns, 2, lanes]
 };
 
 template <class element, int V>
@@ -119,15 +114,14 @@ template <class element>
 
 // Adds the terms of one pattern, then of those after it.
 template <bool squared, int pattern, int V, class element>
-[[gnu::always_inline]] inline void add_patterns(const element* value, const element* path,
-                                                const GroupTerm<element>* term, const uint32_t* count,
-                                                GroupVectors<element, V>& a, GroupVectors<element, V>& b) {
+[[gnu::always_inline]] inline void add_patterns(const element* packed, const GroupTerm<element>* term,
+                                                const uint32_t* count, GroupVectors<element, V>& a,
+                                                GroupVectors<element, V>& b) {
   constexpr int L = lanes<element>;
   for (const GroupTerm<element>* const end = term + count[pattern]; term != end; ++term) {
-    const element* const v = value + term->offset;
-    const element* const p = path + term->offset;
+    const element* const from = packed + term->offset;
     unrolled<V>([&](auto k) __attribute__((always_inline)) {
-      const Vec<element> x = load_once(v + k * L), q = load_once(p + k * L);
+      const Vec<element> x = load_once(from + 2 * k * L), q = load_once(from + (2 * k + 1) * L);
       unrolled<group_size>([&](auto g) __attribute__((always_inline)) {
         if constexpr (pattern >> g & 1) {
           const element w = term->weight[g];
@@ -141,16 +135,14 @@ template <bool squared, int pattern, int V, class element>
       });
     });
   }
-  if constexpr (pattern + 1 < patterns) {
-    add_patterns<squared, pattern + 1, V>(value, path, term, count, a, b);
-  }
+  if constexpr (pattern + 1 < patterns) add_patterns<squared, pattern + 1, V>(packed, term, count, a, b);
 }
 
-// The sums of a group at `vectors` vectors of positions, 1 … V.
+// The sums of a group at 1 … V columns.
 template <bool squared, class element, int V = group_vectors>
-void sum_group(int64_t vectors, const element* value, const element* path, const GroupSums<element>& s) {
+void sum_group(int64_t columns, const element* packed, const GroupSums<element>& s) {
   if constexpr (V > 1) {
-    if (vectors < V) return sum_group<squared, element, V - 1>(vectors, value, path, s);
+    if (columns < V) return sum_group<squared, element, V - 1>(columns, packed, s);
   }
   constexpr int L = lanes<element>;
   GroupVectors<element, V> a, b;
@@ -160,14 +152,13 @@ void sum_group(int64_t vectors, const element* value, const element* path, const
     });
   };
   each([&](auto g, auto k) __attribute__((always_inline)) {
-    a[g][k] = s.begun ? load<Vec<element>>(s.y[g] + k * L, L) : Vec<element>{} + s.bias[g];
-    b[g][k] = s.begun ? load<Vec<element>>(s.path_out[g] + k * L, L) : Vec<element>{};
+    a[g][k] = s.begun ? load<Vec<element>>(s.sums[g] + 2 * k * L, L) : Vec<element>{} + s.bias[g];
+    b[g][k] = s.begun ? load<Vec<element>>(s.sums[g] + (2 * k + 1) * L, L) : Vec<element>{};
   });
-  add_patterns<squared, 1, V>(value, path, s.term, s.count, a, b);
+  add_patterns<squared, 1, V>(packed, s.term, s.count, a, b);
   each([&](auto g, auto k) __attribute__((always_inline)) {
-    s.finish[g](a[g][k], b[g][k], k * L);
-    store(s.y[g] + k * L, a[g][k], L);
-    store(s.path_out[g] + k * L, b[g][k], L);
+    store(s.sums[g] + 2 * k * L, a[g][k], L);
+    store(s.sums[g] + (2 * k + 1) * L, b[g][k], L);
   });
 }
 

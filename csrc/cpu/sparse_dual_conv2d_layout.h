@@ -1,11 +1,15 @@
 // How sparse_dual_conv2d lays out its input, so that whatever a weight reads lies at one offset from the
-// output's position, and outputs that are neighbours in memory read neighbours.
+// output's position, in whole vectors that no cache line cuts.
 //
-// A channel is a line of positions (sample, output row, output column). Rows are `pitch` apart and samples
-// `rows` rows; the zeros at the left of a row also serve as the padding at the right of the row before, those
-// above a sample as the padding below the one before. Positions that are no output are computed and dropped.
-// With a stride, a channel is cut into phases, a line for each residue that the kernel reads: then every
-// weight reads with stride 1. A 1 × 1 convolution without stride and padding has one row a sample.
+// The lanes of a vector are as many places of the output, apart from each other, that the same weights lead
+// to: rows of the output, of whatever samples; or, where a 1 × 1 kernel reads each position for itself,
+// neighbours. A step along a row is a step to the next vector. The value and the path sum of a column are
+// neighbours.
+//
+//   packed    [channel, phase, row, column, 2 (value, path), lanes]
+//
+// A stride cuts what is read into phases, one for each residue that the kernel reads: in them every weight
+// reads with stride 1. What a unit of work packs is this, for some rows and columns of the output.
 #pragma once
 
 #include "cpu/vec.h"
@@ -23,7 +27,6 @@ inline int64_t clamp(int64_t a, int64_t low, int64_t high) { return max(low, min
 struct Axis {
   int64_t size, out, kernel, stride, padding, dilation;
   int64_t phases;  // residues that the kernel reads; weights k and k + phases read the same one
-  int64_t pitch;   // positions of a row (rows of a sample)
 
   Axis(const SparseDualConv2d& call, int i)
       : size(call.size[i]),
@@ -31,129 +34,74 @@ struct Axis {
         kernel(call.kernel[i]),
         stride(call.stride[i]),
         padding(call.padding[i]),
-        dilation(call.dilation[i]) {
-    set();
-  }
-  void set() {
-    phases = 1;
+        dilation(call.dilation[i]),
+        phases(1) {
     while (phases < kernel && phases * dilation % stride != 0) ++phases;
-    pitch = max(out, ceil_div(size + padding, stride));
   }
   int64_t shift(int64_t k) const { return k * dilation / stride; }
+  int64_t reach() const { return shift(kernel - 1); }
   // Coordinate in the input that position j reads in a phase; outside 0 … size − 1 there is padding.
   int64_t source(int64_t j, int64_t phase) const { return j * stride + phase * dilation % stride - padding; }
-  // The positions that read the input and not padding.
-  Range inside(int64_t phase) const {
-    const int64_t first = padding - phase * dilation % stride;
-    return {clamp(ceil_div(max(first, 0), stride), 0, pitch),
-            clamp(ceil_div(max(size + first, 0), stride), 0, pitch)};
+  // Which of the n positions from `first` on read the input and not padding.
+  Range inside(int64_t phase, int64_t first, int64_t n) const {
+    const int64_t before = -source(first, phase);
+    const int64_t begin = clamp(ceil_div(max(before, 0), stride), 0, n);
+    return {begin, clamp(ceil_div(max(size + before, 0), stride), begin, n)};
   }
 };
 
+// What is computed at a time: some rows of each lane, some columns of each row.
+template <class element>
+struct Unit {
+  struct Lane {
+    int64_t sample, row;  // where it begins; the sample is none of the call's where there is no such lane
+  };
+  Lane lane[lanes<element>];
+  Range columns;
+};
+
+// The output, cut into units: `rows` rows of each lane, `columns` vectors of each row.
+template <class element>
 struct Geometry {
+  static constexpr int64_t L = lanes<element>;
   Axis y, x;
-  int64_t positions;  // of the whole line
-  int64_t reach;      // the largest offset along the line
+  bool flat;              // the lanes are neighbours: one row a sample, of vectors of positions
+  int64_t row_size;       // columns of the output, in vectors
+  int64_t rows, columns;  // of a unit
+  int64_t row_groups, lane_groups, column_groups;
 
   explicit Geometry(const SparseDualConv2d& call) : y(call, 0), x(call, 1) {
     const bool pointwise = y.kernel * x.kernel == 1 && y.stride * x.stride == 1 && y.padding + x.padding == 0;
-    if (pointwise) {
-      x.size = x.out = x.size * y.size;
-      y.size = y.out = 1;
-      x.set(), y.set();
-    }
-    positions = call.N * y.pitch * x.pitch;
-    reach = y.shift(y.kernel - 1) * x.pitch + x.shift(x.kernel - 1);
+    const int64_t area = y.out * x.out;
+    flat = pointwise && 8 * call.N * round_up(area, L) <= 9 * round_up(call.N * y.out, L) * x.out;
+    row_size = flat ? ceil_div(area, L) : x.out;
+    cut(call, 1, row_size);
   }
+  void cut(const SparseDualConv2d& call, int64_t some_rows, int64_t some_columns) {
+    rows = flat ? 1 : some_rows, columns = some_columns;
+    row_groups = flat ? 1 : ceil_div(y.out, rows);
+    lane_groups = flat ? call.N : ceil_div(call.N * row_groups, L);
+    column_groups = ceil_div(row_size, columns);
+  }
+  int64_t units() const { return lane_groups * column_groups; }
   int64_t phases() const { return y.phases * x.phases; }
-};
-
-// A run of positions in a row: `packed` of the line's window, and where it lies in value and path (with their
-// first channel) or, for outputs, in y and path_out (with their first channel).
-struct Run {
-  int64_t packed, size, value, path;
-};
-
-// Calls row(n, r, columns, packed) for each row of positions in `window`; `packed` counts from its begin.
-template <class Row>
-inline void for_rows(const Geometry& g, Range window, Row row) {
-  for (int64_t p = window.begin; p < window.end;) {
-    const int64_t line = p / g.x.pitch, column = p % g.x.pitch;
-    const int64_t end = min(g.x.pitch, column + window.end - p);
-    row(line / g.y.pitch, line % g.y.pitch, Range{column, end}, p - window.begin);
-    p += end - column;
+  int64_t line() const { return 2 * L * (columns + x.reach()); }  // of a row that is read, elements
+  int64_t plane() const { return (rows + y.reach()) * line(); }
+  // Of a channel; an odd number of vectors' pairs: else channels would evict each other.
+  int64_t channel() const { return (phases() * plane() / (2 * L) | 1) * 2 * L; }
+  int64_t offset(int64_t i, int64_t j) const {  // of what a weight reads, within its channel
+    const int64_t phase = i % y.phases * x.phases + j % x.phases;
+    return phase * plane() + y.shift(i) * line() + 2 * L * x.shift(j);
   }
-}
-
-inline Range common(Range a, Range b) { return {max(a.begin, b.begin), min(a.end, b.end)}; }
-
-// Appends a run, or lengthens the last one where this follows it.
-inline int64_t append(Run* runs, int64_t count, const Run& run, bool joins) {
-  if (joins && count > 0) {
-    Run& last = runs[count - 1];
-    if (last.packed + last.size == run.packed && last.value + last.size == run.value) {
-      last.size += run.size;
-      return count;
+  Unit<element> unit(int64_t i) const {
+    Unit<element> unit{{}, part(i % column_groups, columns, row_size)};
+    for (int64_t l = 0; l < L; ++l) {
+      const int64_t group = flat ? i / column_groups : i / column_groups * L + l;
+      unit.lane[l] = {group / row_groups, group % row_groups * rows};
     }
+    return unit;
   }
-  runs[count] = run;
-  return count + 1;
-}
-
-// The runs of the input that one phase reads in `window`; returns their number.
-inline int64_t input_runs(const SparseDualConv2d& call, const Geometry& g, int64_t phase, Range window,
-                          Run* runs) {
-  const int64_t phase_y = phase / g.x.phases, phase_x = phase % g.x.phases;
-  const Range rows = g.y.inside(phase_y), columns = g.x.inside(phase_x);
-  const int64_t* const strides = call.path_strides;
-  int64_t count = 0;
-  for_rows(g, window, [&](int64_t n, int64_t r, Range row, int64_t packed) {
-    const Range read = common(row, columns);
-    if (n >= call.N || r < rows.begin || r >= rows.end || read.size() <= 0) return;
-    const int64_t y = g.y.source(r, phase_y), x = g.x.source(read.begin, phase_x);
-    const Run run{packed + read.begin - row.begin, read.size(), (n * call.C * g.y.size + y) * g.x.size + x,
-                  n * strides[0] + y * strides[2] + x * strides[3]};
-    count = append(runs, count, run, false);
-  });
-  return count;
-}
-
-// The runs of the output in `window`; returns their number.
-inline int64_t output_runs(const SparseDualConv2d& call, const Geometry& g, Range window, Run* runs) {
-  int64_t count = 0;
-  for_rows(g, window, [&](int64_t n, int64_t r, Range row, int64_t packed) {
-    const Range written = common(row, {0, g.x.out});
-    if (n >= call.N || r >= g.y.out || written.size() <= 0) return;
-    const int64_t to = (n * call.O * g.y.out + r) * g.x.out + written.begin;
-    count = append(runs, count, {packed, written.size(), to, to}, true);
-  });
-  return count;
-}
-
-// Copies `bytes` ≥ size in pieces of `size`; the last one may overlap the one before.
-template <int64_t size>
-[[gnu::always_inline]] inline void copy_pieces(char* to, const char* from, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += size)
-    std::memcpy(to + min(i, bytes - size), from + min(i, bytes - size), size);
-}
-
-template <class element>
-[[gnu::always_inline]] inline void copy(element* to, const element* from, int64_t n) {
-  char* const t = reinterpret_cast<char*>(to);
-  const char* const f = reinterpret_cast<const char*>(from);
-  const int64_t bytes = n * sizeof(element);
-  if (bytes >= vector_bytes) {
-    copy_pieces<vector_bytes>(t, f, bytes);
-  } else if (bytes >= 32) {
-    copy_pieces<32>(t, f, bytes);
-  } else if (bytes >= 16) {
-    copy_pieces<16>(t, f, bytes);
-  } else if (bytes >= 8) {
-    copy_pieces<8>(t, f, bytes);
-  } else if (bytes > 0) {
-    std::memcpy(t, f, sizeof(element));
-  }
-}
+};
 
 // Asks for the lines of n elements that will be read (0) or written (1).
 template <int write, class element>
@@ -161,22 +109,118 @@ template <int write, class element>
   for (int64_t i = 0; i < n; i += 64 / sizeof(element)) __builtin_prefetch(p + i, write);
 }
 
-// Packs one channel of one phase: zeros, and the runs. The next channel is `next` elements on.
+// value or path, as packing sees it: its first element, and its strides.
 template <class element>
-inline void pack(element* to, int64_t size, const Run* runs, int64_t count, int64_t Run::* where,
-                 const element* from, int64_t step, int64_t next) {
-  std::memset(to, 0, size * sizeof(element));
-  for (int64_t i = 0; i < count; ++i) {
-    const element* const source = from + runs[i].*where;
-    element* const target = to + runs[i].packed;
-    prefetch<0>(source + next, runs[i].size * step);
-    if (step == 1) {
-      copy(target, source, runs[i].size);
-    } else {
-      for (int64_t j = 0; j < runs[i].size; ++j) target[j] = source[j * step];
+struct Source {
+  const element* first;
+  int64_t sample, channel, row, column;
+};
+
+// Elements begin … end − 1 of a vector of a row: its element k is from[k · step]; the others are 0. `step` is
+// that of the template, or where this is 0 the argument.
+template <int known, class element>
+[[gnu::always_inline]] inline Vec<element> row_part(const element* from, int64_t step, int64_t begin,
+                                                    int64_t end) {
+  using V = Vec<element>;
+  constexpr int64_t L = lanes<element>;
+#if defined(__AVX512F__)
+  const uint64_t one = 1;
+  if constexpr (known == 1) {
+    return load_lanes<V>(from, uint32_t((one << end) - (one << begin)));
+  } else if constexpr (known == 2) {  // the last one is the last that may be read
+    const uint64_t which = end > begin ? (one << (2 * end - 1)) - (one << 2 * begin) : 0;
+    const V low = load_lanes<V>(from, uint32_t(which & ((one << L) - 1)));
+    const V high = load_lanes<V>(from + L, uint32_t(which >> L));
+    return every_second(low, high, std::make_integer_sequence<int, int(L)>{});
+  }
+#endif
+  element part[L]{};
+  for (int64_t k = begin; k < end; ++k) part[k] = from[k * step];
+  return load<V>(part, L);
+}
+
+// Packs a unit's input, of the channels that are read.
+template <class element>
+struct Packer {
+  static constexpr int64_t L = lanes<element>;
+  using V = Vec<element>;
+  const SparseDualConv2d& call;
+  const Geometry<element>& g;
+  const Unit<element>& unit;
+
+  void pack(element* packed) const {
+    const int64_t area = g.y.size * g.x.size;
+    const Source<element> value{static_cast<const element*>(call.value), call.C * area, area, g.x.size, 1};
+    const Source<element> path{static_cast<const element*>(call.path), call.path_strides[0],
+                               call.path_strides[1], call.path_strides[2], call.path_strides[3]};
+    for (int64_t c = 0; c < call.C; ++c) {
+      if (!call.used[c]) continue;
+      if (g.flat) {
+        positions(value, c, packed);
+        positions(path, c, packed + L);
+      } else {
+        for (int64_t phase = 0; phase < g.phases(); ++phase) {
+          rows_of(value, c, phase, packed + phase * g.plane());
+          rows_of(path, c, phase, packed + phase * g.plane() + L);
+        }
+      }
+      packed += g.channel();
     }
   }
-}
+
+  // Vectors of neighbours.
+  void positions(const Source<element>& from, int64_t c, element* to) const {
+    const int64_t area = g.y.size * g.x.size;
+    const element* const first = from.first + unit.lane[0].sample * from.sample + c * from.channel;
+    for (int64_t j = unit.columns.begin; j < unit.columns.end; ++j, to += 2 * L) {
+      const V all = from.column == 0 ? V{} + *first : load<V>(first + j * L, area - j * L);
+      store(to, all, L);
+      __builtin_prefetch(first + j * L * from.column + from.channel);
+    }
+  }
+
+  // Rows of one phase: those of the lanes side by side, transposed.
+  template <int known>
+  void rows(const Source<element>& from, int64_t c, int64_t phase, element* to) const {
+    const int64_t phase_y = phase / g.x.phases, phase_x = phase % g.x.phases;
+    const int64_t first = unit.columns.begin, width = unit.columns.size() + g.x.reach();
+    const Range read = g.x.inside(phase_x, first, width);
+    const int64_t step = g.x.stride * from.column, top = g.y.source(0, phase_y);
+    const element* start[L];  // where the lane's column 0 would be in row 0
+    for (int64_t l = 0; l < L; ++l) {
+      const int64_t sample = min(unit.lane[l].sample, call.N - 1);
+      start[l] =
+          from.first + sample * from.sample + c * from.channel + g.x.source(first, phase_x) * from.column;
+    }
+    for (int64_t r = 0; r < g.rows + g.y.reach(); ++r, to += g.line()) {
+      int64_t y[L];
+      for (int64_t l = 0; l < L; ++l) {
+        y[l] = unit.lane[l].sample < call.N ? (unit.lane[l].row + r) * g.y.stride + top : -1;
+      }
+      for (int64_t i = 0; i < width; i += L) {
+        const int64_t begin = clamp(read.begin - i, 0, L), end = clamp(read.end - i, begin, L);
+        V block[L];
+        for (int64_t l = 0; l < L; ++l) {
+          block[l] = V{};
+          if (y[l] < 0 || y[l] >= g.y.size) continue;
+          const element* const row = start[l] + y[l] * from.row + i * step;
+          block[l] = row_part<known>(row, step, begin, end);
+          __builtin_prefetch(row + from.channel);
+        }
+        transpose<element>(block);
+        const int64_t some = min(L, width - i);
+        for (int64_t k = 0; k < some; ++k) store(to + 2 * L * (i + k), block[k], L);
+      }
+    }
+  }
+
+  void rows_of(const Source<element>& from, int64_t c, int64_t phase, element* to) const {
+    const int64_t step = g.x.stride * from.column;
+    step == 1   ? rows<1>(from, c, phase, to)
+    : step == 2 ? rows<2>(from, c, phase, to)
+                : rows<0>(from, c, phase, to);
+  }
+};
 
 }  // namespace
 

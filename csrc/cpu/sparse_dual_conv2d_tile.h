@@ -1,4 +1,4 @@
-// The inner loop of sparse_dual_conv2d: one output channel at a tile of positions, value and path together.
+// The inner loop of sparse_dual_conv2d: one output channel at a tile of columns, value and path together.
 #pragma once
 
 #include "cpu/sparse_dual_conv2d_end.h"
@@ -10,46 +10,40 @@ namespace {
 // A weight that is kept.
 template <class element>
 struct Term {
-  int32_t offset;  // of what it reads, from the output's position in the packed input
+  int32_t offset;  // of what it reads, from the output's column in the packed input
   element weight;
 };
 
-constexpr int tile_vectors = vector_registers == 32 ? 8 : 6;  // for value and for path each
+constexpr int tile_vectors = vector_registers == 32 ? 8 : 6;  // columns
 static_assert(2 * tile_vectors + 2 < vector_registers, "sums and weights must stay in registers");
 
-template <class element>
-constexpr int64_t tile_size = tile_vectors * lanes<element>;  // positions
-
-// What one output sums up at a tile of positions, and where.
+// What one output sums up at a tile of columns, and where.
 template <class element>
 struct Sums {
   const Term<element>* term;  // the first that is left
   const Term<element>* end;
-  int32_t limit;        // stop at the first offset that is not below it
-  bool begun;           // y and path_out at `to` hold sums already
-  element bias;         // to begin with
-  element* y;           // [vectors · lanes]
-  element* path_out;    // [vectors · lanes]
-  End<element> finish;  // of the last sums
+  int32_t limit;  // stop at the first offset that is not below it
+  bool begun;     // there are sums already
+  element bias;   // to begin with
+  element* sums;  // [columns, 2, lanes]
 };
 
-// Adds the terms from the tile's first position on; returns the first term that is left.
+// Adds the terms that the tile's columns read from `packed` on; returns the first term that is left.
 template <bool squared, int V, class element>
-inline const Term<element>* sum_vectors(const element* value, const element* path, const Sums<element>& s) {
+inline const Term<element>* sum_columns(const element* packed, const Sums<element>& s) {
   constexpr int L = lanes<element>;
   Vec<element> a[V], b[V];
   for (int k = 0; k < V; ++k) {
-    a[k] = s.begun ? load<Vec<element>>(s.y + k * L, L) : Vec<element>{} + s.bias;
-    b[k] = s.begun ? load<Vec<element>>(s.path_out + k * L, L) : Vec<element>{};
+    a[k] = s.begun ? load<Vec<element>>(s.sums + 2 * k * L, L) : Vec<element>{} + s.bias;
+    b[k] = s.begun ? load<Vec<element>>(s.sums + (2 * k + 1) * L, L) : Vec<element>{};
   }
   const Term<element>* term = s.term;
   for (; term != s.end && term->offset < s.limit; ++term) {
-    const element* const v = value + term->offset;
-    const element* const p = path + term->offset;
+    const element* const x = packed + term->offset;
     const element w = term->weight, square = w * w;
     for (int k = 0; k < V; ++k) {
-      const Vec<element> q = load<Vec<element>>(p + k * L, L);
-      a[k] += w * load<Vec<element>>(v + k * L, L);
+      const Vec<element> q = load<Vec<element>>(x + (2 * k + 1) * L, L);
+      a[k] += w * load<Vec<element>>(x + 2 * k * L, L);
       if constexpr (squared) {
         b[k] += square * q;
       } else {
@@ -58,21 +52,19 @@ inline const Term<element>* sum_vectors(const element* value, const element* pat
     }
   }
   for (int k = 0; k < V; ++k) {
-    s.finish(a[k], b[k], k * L);
-    store(s.y + k * L, a[k], L);
-    store(s.path_out + k * L, b[k], L);
+    store(s.sums + 2 * k * L, a[k], L);
+    store(s.sums + (2 * k + 1) * L, b[k], L);
   }
   return term;
 }
 
-// The same for a number of vectors that is known at run time, 1 … V.
+// The same for a number of columns that is known at run time, 1 … V.
 template <bool squared, class element, int V = tile_vectors>
-const Term<element>* sum_terms(int64_t vectors, const element* value, const element* path,
-                               const Sums<element>& sums) {
+const Term<element>* sum_terms(int64_t columns, const element* packed, const Sums<element>& sums) {
   if constexpr (V > 1) {
-    if (vectors < V) return sum_terms<squared, element, V - 1>(vectors, value, path, sums);
+    if (columns < V) return sum_terms<squared, element, V - 1>(columns, packed, sums);
   }
-  return sum_vectors<squared, V>(value, path, sums);
+  return sum_columns<squared, V>(packed, sums);
 }
 
 }  // namespace

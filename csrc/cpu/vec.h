@@ -7,6 +7,10 @@
 #include <cstring>
 #include <utility>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 namespace px::cpu::PX_ISA {
 
 #if defined(__AVX512F__)
@@ -60,12 +64,28 @@ inline path sum(const Vec<path>& v) {
   return a[0];
 }
 
+#if defined(__AVX512F__)
+// The elements at p whose bit in `which` is 1, of which alone memory is read, zero in place of the others.
+template <class V, class element>
+[[gnu::always_inline]] inline V load_lanes(const element* p, uint32_t which) {
+  if constexpr (sizeof(element) == 4) {
+    return (V)_mm512_maskz_loadu_epi32(__mmask16(which), p);
+  } else {
+    return (V)_mm512_maskz_loadu_epi64(__mmask8(which), p);
+  }
+}
+#endif
+
 // The first n elements at p, zero beyond them. n is `lanes` or more in all but the last vector of a row.
 template <class V, class element>
 [[gnu::always_inline]] inline V load(const element* p, int64_t n) {
   V v{};
   if (n >= int64_t(sizeof(V) / sizeof(element))) {
     std::memcpy(&v, p, sizeof(V));
+#if defined(__AVX512F__)
+  } else if constexpr (sizeof(V) == 64 && sizeof(element) >= 4) {
+    v = load_lanes<V>(p, (1u << n) - 1);
+#endif
   } else {
     std::memcpy(&v, p, n * sizeof(element));
   }
@@ -76,6 +96,12 @@ template <class V, class element>
 [[gnu::always_inline]] inline void store(element* p, const V& v, int64_t n) {
   if (n >= int64_t(sizeof(V) / sizeof(element))) {
     std::memcpy(p, &v, sizeof(V));
+#if defined(__AVX512F__)
+  } else if constexpr (sizeof(V) == 64 && sizeof(element) == 4) {
+    _mm512_mask_storeu_epi32(p, __mmask16((1u << n) - 1), (__m512i)v);
+  } else if constexpr (sizeof(V) == 64 && sizeof(element) == 8) {
+    _mm512_mask_storeu_epi64(p, __mmask8((1u << n) - 1), (__m512i)v);
+#endif
   } else {
     std::memcpy(p, &v, n * sizeof(element));
   }
@@ -85,6 +111,11 @@ template <bool high, class V, int... i>
 [[gnu::always_inline]] inline V interleave(const V& a, const V& b, std::integer_sequence<int, i...>) {
   constexpr int L = sizeof...(i);
   return __builtin_shufflevector(a, b, (high * L / 2 + i / 2 + i % 2 * L)...);
+}
+
+template <class V, int... i>
+[[gnu::always_inline]] inline V every_second(const V& a, const V& b, std::integer_sequence<int, i...>) {
+  return __builtin_shufflevector(a, b, (2 * i)...);
 }
 
 // The lanes of v[0 … L − 1] as an L × L matrix, transposed: log₂ L times, each row is interleaved with the

@@ -1,5 +1,6 @@
 """What native kernels compute; each op has a twin of the same name in `pxfast.reference`."""
 
+from pxfast.ops._memory import kept_memory
 from pxfast.ops.dual_max_pool2d import dual_max_pool2d
 from pxfast.ops.gate import gate, gated
 from pxfast.ops.masked_ones import (
@@ -30,6 +31,7 @@ __all__ = [
     "dual_max_pool2d",
     "gate",
     "gated",
+    "kept_memory",
     "masked_ones_conv2d",
     "masked_ones_linear",
     "masked_ones_linear_backward",

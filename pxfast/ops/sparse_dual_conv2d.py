@@ -20,14 +20,12 @@ from torch import Tensor
 from pxfast import _native
 from pxfast.ops._checks import SUMS, check_dtype, check_dual, check_like, out_sizes, pair
 from pxfast.ops._declare import declare
-from pxfast.ops.masked_ones import masked_ones_pays
 from pxfast.reference import sparse_dual_conv2d as reference
 
 _OP = "sparse_dual_conv2d"
 _PAYS_BELOW = 0.4  # of the weights kept, where outputs are computed one by one
-_GROUPS_PAY_BELOW = 0.5  # where the path sum alone could go through the bits of the mask
-_PAYS_BELOW_AT_FEW_POSITIONS, _FEW_POSITIONS = 0.15, 200  # samples times height times width
-_LARGE_PAY_BELOW, _LARGE = 0.17, 2**20  # weights with a window, whose list leaves the caches
+_FEW, _PAYS_AT_FEW = 128, 0.1  # samples times height times width; of the weights kept
+_SOME, _PAYS_AT_SOME = 1000, 0.5
 _GROUPING = "avx512"  # the instruction set with kernels that take four outputs at a time
 
 
@@ -53,8 +51,8 @@ def sparse_dual_conv2d(
 
     Its time is proportional to the weights that the mask keeps; `sparse_dual_conv2d_pays` says
     below which share of them it beats two dense convolutions. Besides the results it allocates a
-    position and a weight for each of them (8 bytes; float64: 16) and a packed part of the input for
-    each thread. Not differentiable.
+    position and a weight for each of them (8 bytes; float64: 16), where the mask keeps 8% or more 5
+    bytes (10) for every weight, and a packed part of the input for each thread. Not differentiable.
 
     Args:
         value: [N, C, H, W], float32 or float64.
@@ -95,12 +93,10 @@ def sparse_dual_conv2d(
 def sparse_dual_conv2d_pays(value: Tensor, weight: Tensor, density: float) -> bool:
     """Whether `sparse_dual_conv2d` is expected to beat two convolutions, of value and of path sum.
 
-    The rule: there are kernels for value's device and dtype, and the mask keeps at most 15% of the
-    weights where value has no more than 200 positions (of all samples together), 17% of a million
-    weights and more with a window; at most 40% where the instruction set is none that groups
-    outputs; at most half where `masked_ones_conv2d` pays
-    for the path sum; else any share. What it rests on is measured by
-    `python bench/run.py sparse-dual-conv2d`.
+    The rule: there are kernels for value's device and dtype, and the mask keeps at most a tenth of
+    the weights where value has no more than 128 positions (of all samples together), half where it
+    has no more than 1000; at most 40% where the instruction set is none that groups outputs; else
+    any share. What it rests on is measured by `python bench/run.py sparse-dual-conv2d`.
 
     Args:
         value: [N, C, H, W].
@@ -115,13 +111,12 @@ def sparse_dual_conv2d_pays(value: Tensor, weight: Tensor, density: float) -> bo
         return False
     if value.dtype != weight.dtype or value.dtype not in (torch.float32, torch.float64):
         return False
-    if value.shape[0] * value.shape[2] * value.shape[3] <= _FEW_POSITIONS:
-        return density <= _PAYS_BELOW_AT_FEW_POSITIONS
-    if weight.numel() >= _LARGE and weight[0, 0].numel() > 1:
-        return density <= _LARGE_PAY_BELOW
+    positions = value.shape[0] * value.shape[2] * value.shape[3]
+    if positions <= _FEW:
+        return density <= _PAYS_AT_FEW
     if torch.ops.pxfast.cpu_isa() != _GROUPING:
         return density <= _PAYS_BELOW
-    return density <= _GROUPS_PAY_BELOW or not masked_ones_pays(value, weight.shape[0])
+    return positions > _SOME or density <= _PAYS_AT_SOME
 
 
 def _check(value: Tensor, path: Tensor, weight: Tensor, mask: Tensor, bias: Tensor | None) -> None:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from pxfast import ops
 from pxfast.batches import (
     Batch,
     brings_masks,
@@ -125,15 +126,16 @@ class Passes:
         """s = Σ_n h(x_n), one path sum of shape [1, …] per output."""
         sums: list[PathSum] = []
         try:
-            for number, batch in enumerate(on_device(data, self.device), start=1):
-                batch = self._prepare(batch, number)
-                if brings_masks(batch):
-                    raise changed_masks(number)
-                for part in self._parts(batch, squares=False):
-                    with self._within_memory(part, batch):
-                        network = self._network(gates=True, squares=False, values=True)
-                        new = list(map(over_samples, self._run(network, part, square, number)))
-                        sums = list(map(total, zip(sums, new, strict=True))) if sums else new
+            with ops.kept_memory():
+                for number, batch in enumerate(on_device(data, self.device), start=1):
+                    batch = self._prepare(batch, number)
+                    if brings_masks(batch):
+                        raise changed_masks(number)
+                    for part in self._parts(batch, squares=False):
+                        with self._within_memory(part, batch):
+                            network = self._network(gates=True, squares=False, values=True)
+                            new = list(map(over_samples, self._run(network, part, square, number)))
+                            sums = list(map(total, zip(sums, new, strict=True))) if sums else new
         finally:
             self.weights.memory = None
         return sums

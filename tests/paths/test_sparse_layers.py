@@ -101,20 +101,17 @@ def test_where_it_does_not_pay_layers_stay_dense(calls):
 
 
 def test_when_few_weights_are_few_enough():
-    weight, many = torch.ones(8, 8, 3, 3), torch.ones(64, 8, 3, 3)
-    large_weight = torch.ones(2**14, 8, 3, 3)
-    large, small = torch.ones(3, 8, 67, 1), torch.ones(2, 8, 10, 10)
+    weight = torch.ones(8, 8, 3, 3)
+    large, some, few = (torch.ones(n, 8, 13, 7) for n in (11, 10, 1))
     for isa in instruction_sets():
         with instruction_set(isa):
             assert ops.sparse_dual_conv2d_pays(large, weight, 0.4)
             assert ops.sparse_dual_conv2d_pays(large, weight, 0.41) == (isa == "avx512")
             assert ops.sparse_dual_conv2d_pays(large, weight, 1.0) == (isa == "avx512")
-            assert ops.sparse_dual_conv2d_pays(large, many, 0.5) == (isa == "avx512")
-            assert not ops.sparse_dual_conv2d_pays(large, many, 0.51)
-            assert ops.sparse_dual_conv2d_pays(small, weight, 0.15)
-            assert not ops.sparse_dual_conv2d_pays(small, weight, 0.16)
-            assert ops.sparse_dual_conv2d_pays(large, large_weight, 0.17)
-            assert not ops.sparse_dual_conv2d_pays(large, large_weight, 0.18)
+            assert ops.sparse_dual_conv2d_pays(some, weight, 0.5) == (isa == "avx512")
+            assert not ops.sparse_dual_conv2d_pays(some, weight, 0.51)
+            assert ops.sparse_dual_conv2d_pays(few, weight, 0.1)
+            assert not ops.sparse_dual_conv2d_pays(few, weight, 0.11)
             assert not ops.sparse_dual_conv2d_pays(large.bfloat16(), weight, 0.1)
             assert not ops.sparse_dual_conv2d_pays(large.to("meta"), weight, 0.1)
 
@@ -146,7 +143,7 @@ class Residual(nn.Module):
 def residual_network(dtype=F64):
     torch.manual_seed(3)
     model = nn.Sequential(nn.Conv2d(2, 6, 3), Residual(), nn.Flatten(), nn.LazyLinear(3)).to(dtype)
-    x = torch.randn(3, 2, 12, 11, dtype=dtype)
+    x = torch.randn(12, 2, 12, 11, dtype=dtype)
     for _ in range(3):
         model(x + 1)  # running statistics that are not 0 and 1
     return model.eval(), x
@@ -208,7 +205,7 @@ def test_a_residual_of_another_exponent(path, other):
 def test_resnet20_ends_in_its_convolutions(ends):
     torch.manual_seed(5)
     model, x = models.resnet20().eval(), torch.randn(4, 3, 16, 16)
-    pxfast.score(model, x, masks=nets.random_masks(model, 0.1))
+    pxfast.score(model, x, masks=nets.random_masks(model, 0.07))
     assert ends.count((True, True, True)) == 9  # blocks
     assert ends.count((True, False, True)) == 10
 
@@ -228,7 +225,7 @@ def test_batch_statistics_and_hooks_read_what_the_convolution_gives(ends):
         masked = {name: p * masks[name] for name, p in model.named_parameters() if name in masks}
         got = [seen.copy(), seen.clear()][0]
         torch.func.functional_call(model, masked, (x,))
-    values = [pair for pair in got if pair[1][0] == 3]
+    values = [pair for pair in got if pair[1][0] == 12]
     assert len(values) >= len(seen) == 4
     for (value, shape), (expected, other) in zip(values[-4:], seen, strict=True):
         assert shape == other and abs(value - expected) <= 1e-9 * max(1, abs(expected))
