@@ -25,7 +25,7 @@ from pxfast.reference import sparse_dual_conv2d as reference
 _OP = "sparse_dual_conv2d"
 _PAYS_BELOW = 0.4  # of the weights kept, where outputs are computed one by one
 _FEW, _PAYS_AT_FEW = 128, 0.1  # samples times height times width; of the weights kept
-_SOME, _PAYS_AT_SOME = 1000, 0.5
+_SOME, _PAYS_AT_SOME = 400, 0.5
 _GROUPING = "avx512"  # the instruction set with kernels that take four outputs at a time
 
 
@@ -95,7 +95,7 @@ def sparse_dual_conv2d_pays(value: Tensor, weight: Tensor, density: float) -> bo
 
     The rule: there are kernels for value's device and dtype, and the mask keeps at most a tenth of
     the weights where value has no more than 128 positions (of all samples together), half where it
-    has no more than 1000; at most 40% where the instruction set is none that groups outputs; else
+    has no more than 400; at most 40% where the instruction set is none that groups outputs; else
     any share. What it rests on is measured by `python bench/run.py sparse-dual-conv2d`.
 
     Args:

@@ -71,7 +71,7 @@ class Structure:
 # is as wide as its value and waits for the backward, parts cost more and are larger.
 PART_BYTES, JOINT_PART_BYTES = 256 * 2**20, 360 * 2**20
 PART_WEIGHTS, JOINT_PART_WEIGHTS = 4, 8  # times the bytes of the weights, at least
-MASKED_PART = 4  # times as much of h under masks: each part lists their non-zeros again
+MASKED_PART = 16  # times as much of h under masks: each part lists their non-zeros again
 SMALL_BATCH = 2**20  # bytes of inputs that J takes whole, without a look at shapes
 
 
