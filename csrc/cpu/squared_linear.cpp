@@ -9,7 +9,7 @@ namespace px::cpu::PX_ISA {
 
 namespace {
 
-constexpr int64_t stream_rows = 8;  // the most rows of x for which the weight streams by: measured, see bench
+constexpr int64_t stream_rows = 32;          // the most rows of x for which the weight streams by: measured
 constexpr int64_t worth_a_thread = 1 << 15;  // multiply-adds
 
 int64_t grain(int64_t work) { return work > 0 && work < worth_a_thread ? worth_a_thread / work : 1; }
@@ -40,7 +40,7 @@ struct Kernels {
     if (call.T == 0) return {};
     const bool with_dx = call.dx != nullptr;
     if (call.T <= stream_rows) {
-      const int64_t block = backward_block(call.O), blocks = backward_blocks(call.O);
+      const int64_t block = backward_block(call.T, call.O), blocks = backward_blocks(call.T, call.O);
       return {{blocks, with_dx ? ceil_div(call.T * call.K, chunk) : 0},
               {grain(call.T * block * call.K), grain(chunk * blocks)},
               blocks * call.T * call.K * sizeof(path)};

@@ -17,10 +17,10 @@ import pxfast.reference.squared_linear as reference
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 NAN, INF = torch.nan, torch.inf
 
-# T, O, K: empty, single, and around the sizes that kernels cut at (4 and 8 rows, strips of 8 to 48
-# columns, blocks of 256 terms on the CPU; tiles of 32 to 128 on CUDA).
+# T, O, K: empty, single, and around the sizes that kernels cut at (4, 8 and 32 rows, strips of 8 to
+# 48 columns and of 128 to 1024 inputs, blocks of 256 terms on the CPU; tiles of 32 to 128 on CUDA).
 SHAPES = [
-    *itertools.product((0, 2, 9), (0, 3), (0, 5)),
+    *itertools.product((0, 2, 9, 33), (0, 3), (0, 5)),
     (1, 1, 1),
     (1, 5, 17),
     (1, 70, 129),
@@ -33,6 +33,11 @@ SHAPES = [
     (17, 49, 48),
     (33, 96, 7),
     (12, 210, 230),
+    (32, 70, 49),
+    (33, 17, 257),
+    (34, 210, 230),
+    (37, 1, 300),
+    (9, 5, 1100),
     (65, 31, 33),
     (129, 64, 72),
     (130, 16, 63),
@@ -116,19 +121,28 @@ def test_values(backend: Backend, dtype: torch.dtype, masked: bool):
         case.check(*run(backend, case))
 
 
-@pytest.mark.parametrize("T", [1, 9])
+@pytest.mark.parametrize("T", [*range(1, 34), 65])
 @pytest.mark.parametrize("dtype", [BF16, F16], ids=lambda d: str(d)[6:])
 def test_every_number_of_16_bits_is_squared_exactly(backend: Backend, dtype: torch.dtype, T: int):
     every = torch.arange(1 << 16, dtype=torch.int32).to(torch.uint16).view(dtype).view(256, 256)
     x, dy, saliency = torch.zeros(T, 256), torch.zeros(T, 256), torch.zeros(256, 256)
-    x[0], dy[0] = 1, 1
+    x[T // 2], dy[T // 2] = 1, 1  # the other rows add 0, not 0 · W²: that is NaN where W² overflows
     backend("squared_linear_backward", dy, x, every, None, saliency, False)
     square = every.float().square()
     assert torch.equal(saliency.isnan(), square.isnan())
     assert torch.equal(saliency.nan_to_num(), square.nan_to_num())
 
 
-@pytest.mark.parametrize("T", [1, 3, 12])
+@pytest.mark.parametrize("T", [*range(2, 34), 65])
+def test_all_rows_are_summed_before_the_weight_multiplies_them(backend: Backend, T: int):
+    weight = torch.full((5, 37), 1.5e19)
+    x, dy, saliency = torch.ones(T, 37), torch.zeros(T, 5), torch.zeros(5, 37)
+    dy[0], dy[-1] = 4, -3  # 4 W² is more than a float holds
+    backend("squared_linear_backward", dy, x, weight, None, saliency, False)
+    assert torch.equal(saliency, weight.square())
+
+
+@pytest.mark.parametrize("T", [1, 3, 12, 36])
 def test_saliency_adds_up_over_calls(backend: Backend, T: int):
     first, second = (Case(T, 20, 37, F32, masked=True, seed=seed) for seed in (1, 2))
     second.weight, second.mask = first.weight, first.mask
@@ -162,7 +176,7 @@ def test_saliency_of_any_strides_is_written(backend: Backend):
     assert torch.equal(written, run(backend, case)[2])
 
 
-@pytest.mark.parametrize("T", [1, 12])
+@pytest.mark.parametrize("T", [1, 12, 36])
 def test_without_dx(backend: Backend, T: int):
     case = Case(T, 20, 37, F32, masked=False)
     saliency = case.saliency.clone()
@@ -172,7 +186,7 @@ def test_without_dx(backend: Backend, T: int):
 
 
 @pytest.mark.parametrize("junk", [NAN, INF, -INF])
-@pytest.mark.parametrize("T", [1, 12])
+@pytest.mark.parametrize("T", [1, 12, 36])
 @pytest.mark.parametrize("dtype", [F32, F64, BF16, F16], ids=lambda d: str(d)[6:])
 def test_a_masked_weight_is_exactly_0_whatever_it_holds(
     backend: Backend, dtype: torch.dtype, T: int, junk: float
@@ -187,7 +201,7 @@ def test_a_masked_weight_is_exactly_0_whatever_it_holds(
     assert torch.equal(junked[2][~case.mask], case.saliency[~case.mask])
 
 
-@pytest.mark.parametrize("T", [2, 12])
+@pytest.mark.parametrize("T", [2, 12, 36])
 @pytest.mark.parametrize("where", ["x", "dy", "weight", "saliency"])
 @pytest.mark.parametrize("value", [NAN, INF])
 def test_nan_and_infinity_go_where_the_formula_takes_them(
@@ -213,7 +227,7 @@ def surrounded(tensor: Tensor, ahead: int = 3) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", [F32, F64, BF16, F16], ids=lambda d: str(d)[6:])
-@pytest.mark.parametrize("shape", [(1, 5, 17), (3, 9, 31), (11, 50, 51), (2, 0, 4)])
+@pytest.mark.parametrize("shape", [(1, 5, 17), (3, 9, 31), (11, 50, 51), (37, 50, 51), (2, 0, 4)])
 def test_what_lies_around_the_arguments_is_neither_used_nor_changed(
     backend: Backend, shape: tuple[int, int, int], dtype: torch.dtype
 ):
@@ -244,7 +258,7 @@ def strided(tensor: Tensor) -> Iterator[Tensor]:
     yield tall[1::2]
 
 
-@pytest.mark.parametrize("T", [3, 12])
+@pytest.mark.parametrize("T", [3, 12, 36])
 @pytest.mark.parametrize("name", ["x", "dy", "weight", "mask", "saliency"])
 def test_strides(backend: Backend, name: str, T: int):
     case = Case(T, 20, 37, F32, masked=True)
@@ -257,7 +271,7 @@ def test_strides(backend: Backend, name: str, T: int):
         case.check(*run_in_place(backend, changed))
 
 
-@pytest.mark.parametrize("T", [3, 12])
+@pytest.mark.parametrize("T", [3, 12, 36])
 def test_expanded_arguments(backend: Backend, T: int):
     case = Case(T, 20, 37, F32, masked=True)
     assert case.mask is not None
@@ -287,7 +301,7 @@ def test_every_call_gives_the_same_bits(backend: Backend, shape: tuple[int, int,
         assert torch.equal(a, b)
 
 
-@pytest.mark.parametrize("shape", [(1, 900, 257), (7, 500, 300), (250, 500, 300)])
+@pytest.mark.parametrize("shape", [(1, 900, 257), (7, 500, 300), (30, 500, 300), (250, 500, 300)])
 def test_threads_do_not_change_bits(backend: Backend, shape: tuple[int, int, int]):
     if backend.device != "cpu":
         return

@@ -306,10 +306,10 @@ def test_bad_device_on_a_gpu(device: torch.device, name: str):
 # ---- memory
 
 
-@pytest.mark.parametrize("T", [1, 16])
+@pytest.mark.parametrize("T", [1, 8, 16, 32, 48])
 def test_nothing_of_the_weights_size_is_allocated(T: int):
     need("cpu", _native.problem)
-    a = arguments(T, 1024, 512)
+    a = arguments(T, 4096, 512)
     with torch.profiler.profile(profile_memory=True) as profile:
         ops.squared_linear(a["x"], a["weight"], a["mask"])
         ops.squared_linear_backward(**a)
