@@ -22,18 +22,13 @@ struct Map {
   element* path_out;
 };
 
-template <class V, int... i>
-[[gnu::always_inline]] inline V even_lanes(const V& a, const V& b, std::integer_sequence<int, i...>) {
-  return __builtin_shufflevector(a, b, (2 * i)...);
-}
-
 // Entries p[0], p[stride], … of as many windows as a vector has lanes.
 template <int stride, class element>
 [[gnu::always_inline]] inline Vec<element> entries(const element* p) {
   constexpr int64_t L = lanes<element>;
   const Vec<element> first = load<Vec<element>>(p, L);
   if constexpr (stride == 1) return first;
-  return even_lanes(first, load<Vec<element>>(p + L, L), std::make_integer_sequence<int, int(L)>{});
+  return every_second(first, load<Vec<element>>(p + L, L), std::make_integer_sequence<int, int(L)>{});
 }
 
 // A vector of windows whose columns begin at p[0], p[stride], …; `rows` of them inside the map.

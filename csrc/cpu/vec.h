@@ -113,6 +113,7 @@ template <bool high, class V, int... i>
   return __builtin_shufflevector(a, b, (high * L / 2 + i / 2 + i % 2 * L)...);
 }
 
+// Lanes 0, 2, 4, … of a and b, one after the other.
 template <class V, int... i>
 [[gnu::always_inline]] inline V every_second(const V& a, const V& b, std::integer_sequence<int, i...>) {
   return __builtin_shufflevector(a, b, (2 * i)...);
