@@ -46,9 +46,9 @@ def measure(arguments: argparse.Namespace) -> Result:
         rows=rows,
         notes=[
             "× eager is eager torch's time in ours, medians and in brackets the quartiles. GB/s "
-            "counts W read in each pass and saliency written; a copy reads and writes. Eager's forward "
-            "keeps W² of every weight of the ring for the backward, in fresh memory whose pages take "
-            "more than half of its time, and not the same from run to run.",
+            "counts W read in each pass and saliency written; a copy reads and writes. Eager's "
+            "forward keeps W² of every weight of the ring for the backward, in fresh memory; at "
+            "few rows its pages take most of the time, and not the same from run to run.",
         ],
     )
 
