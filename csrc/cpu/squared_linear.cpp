@@ -9,7 +9,9 @@ namespace px::cpu::PX_ISA {
 
 namespace {
 
-constexpr int64_t stream_rows = 32;          // the most rows of x for which the weight streams by: measured
+// The most rows of x for which the weight streams by, measured.
+constexpr int64_t forward_rows = vector_registers == 32 ? 32 : 8;
+constexpr int64_t backward_rows = 32;
 constexpr int64_t worth_a_thread = 1 << 15;  // multiply-adds
 
 int64_t grain(int64_t work) { return work > 0 && work < worth_a_thread ? worth_a_thread / work : 1; }
@@ -20,7 +22,7 @@ struct Kernels {
 
   static Plan plan(const SquaredLinear& call) {
     if (call.T == 0) return {};
-    if (call.T <= stream_rows) {
+    if (call.T <= forward_rows) {
       return {{ceil_div(call.O, forward_block), 0}, {grain(call.T * forward_block * call.K), 1}, 0};
     }
     return {{Grid<path>(call.T, call.O, call.threads).tasks(), 0}, {1, 1}, 0};
@@ -28,7 +30,7 @@ struct Kernels {
 
   static void run(const SquaredLinear& call, int, int64_t begin, int64_t end) {
     const Forward<weight> f(call);
-    if (call.T <= stream_rows) {
+    if (call.T <= forward_rows) {
       for (int64_t task = begin; task < end; ++task) stream_forward(f, task);
     } else {
       const Grid<path> grid(call.T, call.O, call.threads);
@@ -39,7 +41,7 @@ struct Kernels {
   static Plan plan_backward(const SquaredLinearBackward& call) {
     if (call.T == 0) return {};
     const bool with_dx = call.dx != nullptr;
-    if (call.T <= stream_rows) {
+    if (call.T <= backward_rows) {
       const int64_t block = backward_block(call.T, call.O), blocks = backward_blocks(call.T, call.O);
       return {{blocks, with_dx ? ceil_div(call.T * call.K, chunk) : 0},
               {grain(call.T * block * call.K), grain(chunk * blocks)},
@@ -53,7 +55,7 @@ struct Kernels {
 
   static void run_backward(const SquaredLinearBackward& call, int step, int64_t begin, int64_t end) {
     const Backward<weight> b(call);
-    if (call.T <= stream_rows) {
+    if (call.T <= backward_rows) {
       const auto kernel = step == 0 ? stream_backward<weight> : sum_blocks<weight>;
       for (int64_t task = begin; task < end; ++task) kernel(b, task);
     } else if (step == 0) {
