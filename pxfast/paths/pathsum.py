@@ -289,14 +289,17 @@ def narrow(mantissa: Tensor) -> Tensor:
 
 
 def drift(mantissa: Tensor) -> Exponent:
-    """Binary exponent of the largest entry if it lies outside ``2**±SLACK``, else 0."""
+    """Binary exponent of the largest entry if it lies outside ``2**±SLACK``, else 0. An eighth of
+    the samples tells it: their sizes differ far less than SLACK, but for samples of zeros."""
     limit = _LIMIT[mantissa.dtype]
-    some = mantissa.detach()[:: -(-mantissa.shape[0] // 8)] if mantissa.dim() else mantissa.detach()
-    largest = some.amax()  # of every eighth of the samples: their sizes differ far less than SLACK
-    if largest.device.type == "cpu":
-        value = float(largest)
+    mantissa = mantissa.detach()
+    eighth = -(-mantissa.shape[0] // 8) if mantissa.dim() else 1
+    if mantissa.device.type == "cpu":  # where neighbours are read fastest, and 0 can be looked at
+        value = float((mantissa[:eighth] if mantissa.dim() else mantissa).amax())
+        value = value or float(mantissa.amax())
         exponent = math.frexp(value)[1] if math.isfinite(value) else 0
         return max(-limit, min(limit, exponent)) if abs(exponent) > SLACK else 0
+    largest = (mantissa[::eighth] if mantissa.dim() else mantissa).amax()
     exponent = torch.frexp(largest).exponent
     far = (exponent.abs() > SLACK) & torch.isfinite(largest)
     return torch.where(far, exponent, 0).clamp(-limit, limit)

@@ -13,6 +13,10 @@ import torch
 from torch import Tensor
 
 
+# torch's own counts of who holds a tensor, which it does not promise: without them nothing is reused.
+_COUNTED = hasattr(torch._C, "_storage_Use_Count") and hasattr(Tensor, "_use_count")
+
+
 class Memory:
     """Scores that have been handed out, and may be written over once nobody else holds them."""
 
@@ -36,6 +40,8 @@ class Memory:
 
 def _held_once(tensor: Tensor) -> bool:
     """Whether the caller's variable is all that holds a tensor: no other name, and no view."""
+    if not _COUNTED:
+        return False
     names = sys.getrefcount(tensor) - 2  # but this function's, and that of the count
     storage = torch._C._storage_Use_Count(tensor.untyped_storage()._cdata) - 1  # of this line
     others = tensor._use_count() - 1  # type: ignore[attr-defined]

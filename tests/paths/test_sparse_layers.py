@@ -342,3 +342,11 @@ def test_a_path_sum_of_its_own_is_normalised_in_place():
     assert here.mantissa.data_ptr() == mantissa.data_ptr()
     assert here.exponent == elsewhere.exponent == 42
     assert torch.equal(here.mantissa, elsewhere.mantissa)
+
+
+def test_samples_of_zeros_do_not_hide_what_the_others_have():
+    """The first samples tell the size of all, unless they are 0."""
+    mantissa = torch.zeros(16, 3)
+    mantissa[-1] = 2.0**100
+    path = PathSum(mantissa, 0).normalised()
+    assert path.exponent == 101 and float(path.mantissa.amax()) == 0.5
