@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-# torch's own counts of who holds a tensor, which it does not promise: without them nothing is reused.
+# torch's own counts of who holds a tensor, which it does not promise: without them none is reused.
 _COUNTED = hasattr(torch._C, "_storage_Use_Count") and hasattr(Tensor, "_use_count")
 
 
