@@ -350,6 +350,7 @@ def test_a_buffer_that_multiplies_the_weight_is_a_mask():
 
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_tied_weights_have_the_score_of_both_places(criterion):
+    torch.manual_seed(1)  # some draws close every path
     layer = nn.Linear(3, 3)
     model, x = nn.Sequential(layer, nn.ReLU(), layer), nets.random_batch((3,))
     untied = nn.Sequential(layer, nn.ReLU(), copy.deepcopy(layer))
