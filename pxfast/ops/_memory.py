@@ -22,7 +22,7 @@ def kept_memory() -> Iterator[None]:
         >>> with kept_memory():
         ...     pass  # sparse_dual_conv2d, again and again
     """
-    if _native.problem is not None:
+    if _native.problem is not None or _native.stale is not None:
         yield
         return
     torch.ops.pxfast.keep_memory(True)
